@@ -1,0 +1,55 @@
+"""The command ``d2-covid``: parses, calls, prints. Also how every command of the project ends."""
+
+import argparse
+import os
+import sys
+from typing import Callable, Sequence
+
+from .errors import UserError
+
+
+def run_command(main: Callable[[], int | None]) -> int:
+    """Run ``main`` as a command: a :class:`UserError` becomes one line on stderr and exit status 2.
+
+    A reader that closes the pipe early (``| head``) and Ctrl-C end the command quietly, as other commands do.
+    """
+    try:
+        return main() or 0
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from .doctor import report
+
+    text, healthy = report()
+    print(text)
+    return 0 if healthy else 2
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of ``d2-covid``; each subcommand sets ``run``, which takes the parsed arguments."""
+    parser = argparse.ArgumentParser(
+        prog="d2-covid", description="Lung lesions in chest CT. Research software: not a medical device."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    doctor = commands.add_parser("doctor", help="versions, device, what compat had to do, and what is missing")
+    doctor.set_defaults(run=_doctor)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of ``d2-covid``; exit status 0 done, 2 bad input."""
+    args = build_parser().parse_args(argv)
+    return run_command(lambda: args.run(args))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,92 @@
+"""The keys that d2_covid adds to Detectron2's config, and the way to a ready config."""
+
+from pathlib import Path
+from typing import Sequence
+
+from detectron2.config import CfgNode, get_cfg
+
+from .errors import UserError
+
+
+def add_covid_config(cfg: CfgNode) -> None:
+    """Add the keys of d2_covid to ``cfg``, with the paper's values where it gives one."""
+    # What a lesion mask holds: "merge" (one class, lesion), "ggo" (ground-glass opacity only) or "both" (two classes).
+    cfg.DATASETS.MASK_TYPE = "merge"
+
+    # How class logits become scores at test time: "softmax", or "sigmoid", where a RoI's classes do not compete
+    # (paper, section 3, point 1).
+    cfg.MODEL.ROI_BOX_HEAD.SCORE_FUNCTION = "softmax"
+
+    # Hounsfield window of slices that come in Hounsfield units: level (centre) and width.
+    cfg.INPUT.WINDOW = CfgNode({"LEVEL": -600.0, "WIDTH": 1500.0})
+    # Training augmentation, each 0 or off in the paper.
+    cfg.INPUT.AUGMENTATION = CfgNode()
+    # Chance of a left-right and of an up-down flip.
+    cfg.INPUT.AUGMENTATION.HORIZONTAL_FLIP = 0.0
+    cfg.INPUT.AUGMENTATION.VERTICAL_FLIP = 0.0
+    # Largest rotation, in degrees to either side.
+    cfg.INPUT.AUGMENTATION.ROTATION = 0.0
+    # Scale drawn from [1 - x, 1 + x], the canvas kept.
+    cfg.INPUT.AUGMENTATION.SCALE = 0.0
+    # Brightness and contrast drawn from [1 - x, 1 + x].
+    cfg.INPUT.AUGMENTATION.INTENSITY = 0.0
+
+    # "Adam" or "AdamW" (decoupled decay), or "SGD".
+    cfg.SOLVER.OPTIMIZER = "Adam"
+    # Passes over the training set. Above 0 it replaces MAX_ITER, STEPS, CHECKPOINT_PERIOD and EVAL_PERIOD, which are
+    # then worked out from the size of the set and IMS_PER_BATCH, so that one config serves any batch size.
+    cfg.SOLVER.EPOCHS = 0
+    # With EPOCHS: the learning rate drops by GAMMA after these shares of the training (empty: it stays).
+    cfg.SOLVER.STEP_FRACTIONS = ()
+    # With EPOCHS: passes between two checkpoints, and between two evaluations (0: only at the end).
+    cfg.SOLVER.CHECKPOINT_EPOCHS = 1.0
+    cfg.TEST.EVAL_EPOCHS = 0.0
+    # Number type of mixed precision, under SOLVER.AMP.ENABLED: "float16" or "bfloat16". A CPU takes bfloat16.
+    cfg.SOLVER.AMP.DTYPE = "bfloat16"
+
+    # Detections scoring at least this enter the paper's own average precision (paper, section 3).
+    cfg.TEST.PAPER_AP_SCORE_THRESH = 0.75
+    # Detections scoring at least this are united into the slice's lesion mask for Dice, sensitivity, specificity.
+    cfg.TEST.UNION_SCORE_THRESH = 0.5
+    # Resamples of patients behind each 95 % interval (0: none).
+    cfg.TEST.BOOTSTRAP = 1000
+    # Metric that names the best checkpoint, as it stands in metrics.json.
+    cfg.TEST.BEST_METRIC = "segm/AP50"
+
+
+def config_dir() -> Path:
+    """Folder of the yaml files: inside the package once installed, beside it in a checkout."""
+    package = Path(__file__).parent
+    for folder in (package / "configs", package.parent / "configs"):
+        if folder.is_dir():
+            return folder
+    raise UserError("d2_covid was installed without its configs; reinstall it (INSTALL.md).")
+
+
+def get_config(config_file: str | Path | None = None, opts: Sequence[str] = ()) -> CfgNode:
+    """A config with Detectron2's and d2_covid's keys, a yaml file and overrides merged in.
+
+    Args:
+        config_file: a path, or a name below :func:`config_dir` such as ``segmentation/mask_rcnn_R_18_T1_FPN.yaml``.
+        opts: ``KEY VALUE KEY VALUE ...`` as on a command line.
+
+    Raises:
+        UserError: no such file, or an unknown key; the message names it.
+    """
+    cfg = get_cfg()
+    add_covid_config(cfg)
+    if config_file:
+        path = Path(config_file)
+        if not path.is_file():
+            path = config_dir() / path
+        if not path.is_file():
+            raise UserError(f"No config file {config_file}; those that ship are in {config_dir()}.")
+        try:
+            cfg.merge_from_file(str(path))
+        except (KeyError, ValueError) as error:
+            raise UserError(f"{path}: {error.args[0]}") from error
+    try:
+        cfg.merge_from_list(list(opts))
+    except (KeyError, ValueError, AssertionError) as error:
+        raise UserError(f"Config override {' '.join(map(str, opts))}: {error.args[0]}") from error
+    return cfg

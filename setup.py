@@ -1,0 +1,75 @@
+"""Packaging of d2_covid. Imports neither torch nor the package."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "d2_covid" / "__init__.py").read_text()).group(1)
+
+# Detectron2 is not here: PyPI has it under no name of its own. INSTALL.md gives the ways to get it.
+REQUIRES = [
+    "torch>=2.4",
+    "torchvision>=0.19",
+    "numpy>=1.23",
+    "pillow>=9.4",
+    "opencv-python-headless>=4.6",
+    "pycocotools>=2.0.7",
+    "fvcore>=0.1.5.post20221221,<0.1.6",
+    "iopath>=0.1.7,<0.1.10",
+    "yacs>=0.1.8",
+    "omegaconf>=2.1,<2.4",
+    "hydra-core>=1.1,<1.4",
+    "cloudpickle",
+    "termcolor>=1.1",
+    "tabulate",
+    "tensorboard",
+    "packaging",
+    "matplotlib>=3.6",
+    "scipy>=1.9",
+    "tqdm>4.29",
+    "jinja2>=3.1",
+]
+EXTRAS = {
+    "dicom": [
+        "pydicom>=3.0",
+        "pylibjpeg>=2.0",
+        "pylibjpeg-libjpeg>=2.1",
+        "pylibjpeg-openjpeg>=2.3",
+        "highdicom>=0.23",
+        "nibabel>=5.0",
+        "SimpleITK>=2.3",
+    ],
+    "dev": [
+        "pytest>=8",
+        "pytest-xdist>=3.5",
+        "hypothesis>=6.100",
+        "ruff>=0.6",
+        "scikit-learn>=1.3",
+    ],
+}
+EXTRAS["all"] = sorted({name for names in EXTRAS.values() for name in names})
+
+setup(
+    name="d2_covid",
+    version=VERSION,
+    description="Finds, outlines and explains lung lesions in chest CT with light Mask R-CNN models, on Detectron2",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8") if (ROOT / "README.md").is_file() else "",
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10,<3.14",
+    # The yaml files live beside the package in the repository and inside it once installed.
+    packages=[*find_packages(include=["d2_covid", "d2_covid.*"]), "d2_covid.configs"],
+    package_dir={"d2_covid.configs": "configs"},
+    package_data={"d2_covid.configs": ["*.yaml", "*/*.yaml"], "d2_covid": ["**/*.html", "**/*.json"]},
+    install_requires=REQUIRES,
+    extras_require=EXTRAS,
+    entry_points={"console_scripts": ["d2-covid = d2_covid.cli:main"]},
+    classifiers=[
+        "Intended Audience :: Science/Research",
+        "License :: OSI Approved :: Apache Software License",
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Medical Science Apps.",
+    ],
+)

@@ -62,10 +62,11 @@ setup(
     # The yaml files live beside the package in the repository and inside it once installed.
     packages=[*find_packages(include=["d2_covid", "d2_covid.*"]), "d2_covid.configs"],
     package_dir={"d2_covid.configs": "configs"},
+    py_modules=["d2_covid_entry"],
     package_data={"d2_covid.configs": ["*.yaml", "*/*.yaml"], "d2_covid": ["**/*.html", "**/*.json"]},
     install_requires=REQUIRES,
     extras_require=EXTRAS,
-    entry_points={"console_scripts": ["d2-covid = d2_covid.cli:main"]},
+    entry_points={"console_scripts": ["d2-covid = d2_covid_entry:main"]},
     classifiers=[
         "Intended Audience :: Science/Research",
         "License :: OSI Approved :: Apache Software License",

@@ -26,22 +26,14 @@ def run_command(main: Callable[[], int | None]) -> int:
         return 141
 
 
-def _doctor(args: argparse.Namespace) -> int:
-    from .doctor import report
-
-    text, healthy = report()
-    print(text)
-    return 0 if healthy else 2
-
-
 def build_parser() -> argparse.ArgumentParser:
     """The parser of ``d2-covid``; each subcommand sets ``run``, which takes the parsed arguments."""
     parser = argparse.ArgumentParser(
         prog="d2-covid", description="Lung lesions in chest CT. Research software: not a medical device."
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    doctor = commands.add_parser("doctor", help="versions, device, what compat had to do, and what is missing")
-    doctor.set_defaults(run=_doctor)
+    # Runs before the package is imported (d2_covid_entry); named here so that --help lists it.
+    commands.add_parser("doctor", help="versions, device, what compat had to do, and what is missing")
     return parser
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Sequence
 
 from detectron2.config import CfgNode, get_cfg
+from yaml import YAMLError
 
 from .errors import UserError
 
@@ -16,6 +17,39 @@ def add_covid_config(cfg: CfgNode) -> None:
     # How class logits become scores at test time: "softmax", or "sigmoid", where a RoI's classes do not compete
     # (paper, section 3, point 1).
     cfg.MODEL.ROI_BOX_HEAD.SCORE_FUNCTION = "softmax"
+
+    # ---- image classifier (COVID-CT-Mask-Net, module S) ----
+    cfg.MODEL.CLASSIFIER = CfgNode()
+    # Detections per image that the classifier reads (D), the width of its two hidden layers, and image classes (C).
+    cfg.MODEL.CLASSIFIER.NUM_ROIS = 128
+    cfg.MODEL.CLASSIFIER.HIDDEN_DIM = 512
+    cfg.MODEL.CLASSIFIER.NUM_CLASSES = 3
+    # The four box numbers beside each score: "deltas" (the box head's encoded regression output) or "boxes"
+    # (x0, y0, x1, y1 as shares of the image's width and height).
+    cfg.MODEL.CLASSIFIER.FEATURES = "deltas"
+    # Which detections are ranked. Separate from ROI_HEADS.*_TEST, which choose the detections that are shown;
+    # a score threshold below 0 keeps every one (paper, section 3).
+    cfg.MODEL.CLASSIFIER.SCORE_THRESH = -0.01
+    cfg.MODEL.CLASSIFIER.NMS_THRESH = 0.75
+    # Leave out boxes without area (paper, section 3, point 2).
+    cfg.MODEL.CLASSIFIER.DROP_EMPTY = True
+    # Too few detections are repeated in place: "even" (as equally often as can be) or "sampled" with a seed.
+    cfg.MODEL.CLASSIFIER.PADDING = "even"
+    cfg.MODEL.CLASSIFIER.PADDING_SEED = 0
+    # "bce" (binary cross-entropy on the one-hot class) or "ce", and a weight per image class (empty: all equal).
+    cfg.MODEL.CLASSIFIER.LOSS = "bce"
+    cfg.MODEL.CLASSIFIER.CLASS_WEIGHTS = ()
+    # Train the weight and bias of BatchNorm along with S. False: S alone, from a cache of ranked detections.
+    cfg.MODEL.CLASSIFIER.TRAIN_NORM = True
+    # Where that cache is (empty: in OUTPUT_DIR). Runs may share a folder: what differs gets entries of its own.
+    cfg.MODEL.CLASSIFIER.CACHE_DIR = ""
+    # Allow training without a segmentation checkpoint in MODEL.WEIGHTS.
+    cfg.MODEL.CLASSIFIER.ALLOW_SCRATCH = False
+    # Image scores are softmax(logits / TEMPERATURE); fit it on validation data only.
+    cfg.MODEL.CLASSIFIER.TEMPERATURE = 1.0
+
+    # Order of the classifier's training slices: "as_is" (each once an epoch) or "balanced" (each class equally often).
+    cfg.DATALOADER.SLICE_SAMPLING = "as_is"
 
     # Hounsfield window of slices that come in Hounsfield units: level (centre) and width.
     cfg.INPUT.WINDOW = CfgNode({"LEVEL": -600.0, "WIDTH": 1500.0})
@@ -41,6 +75,8 @@ def add_covid_config(cfg: CfgNode) -> None:
     # With EPOCHS: passes between two checkpoints, and between two evaluations (0: only at the end).
     cfg.SOLVER.CHECKPOINT_EPOCHS = 1.0
     cfg.TEST.EVAL_EPOCHS = 0.0
+    # How many periodic checkpoints stay on disk (0: all), besides model_best.pth and model_final.pth.
+    cfg.SOLVER.CHECKPOINT_KEEP = 3
     # Number type of mixed precision, under SOLVER.AMP.ENABLED: "float16" or "bfloat16". A CPU takes bfloat16.
     cfg.SOLVER.AMP.DTYPE = "bfloat16"
 
@@ -48,8 +84,12 @@ def add_covid_config(cfg: CfgNode) -> None:
     cfg.TEST.PAPER_AP_SCORE_THRESH = 0.75
     # Detections scoring at least this are united into the slice's lesion mask for Dice, sensitivity, specificity.
     cfg.TEST.UNION_SCORE_THRESH = 0.5
+    # Slices behind the patient's class: "any_k" (so many slices show it) and "top_k_mean" (its so many highest scores).
+    cfg.TEST.PATIENT_K = 3
     # Resamples of patients behind each 95 % interval (0: none).
     cfg.TEST.BOOTSTRAP = 1000
+    # Compute the training losses on the test sets too, as val/total_loss and so on.
+    cfg.TEST.VALIDATION_LOSS = True
     # Metric that names the best checkpoint, as it stands in metrics.json.
     cfg.TEST.BEST_METRIC = "segm/AP50"
 
@@ -83,8 +123,10 @@ def get_config(config_file: str | Path | None = None, opts: Sequence[str] = ()) 
             raise UserError(f"No config file {config_file}; those that ship are in {config_dir()}.")
         try:
             cfg.merge_from_file(str(path))
-        except (KeyError, ValueError) as error:
+        except (KeyError, ValueError, AssertionError) as error:
             raise UserError(f"{path}: {error.args[0]}") from error
+        except YAMLError as error:
+            raise UserError(f"{path} is not valid yaml: {' '.join(str(error).split())}") from error
     try:
         cfg.merge_from_list(list(opts))
     except (KeyError, ValueError, AssertionError) as error:

@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+import d2_covid  # noqa: F401  (before any test imports Detectron2)
+
 import pytest
 import torch
 

@@ -1,0 +1,86 @@
+"""Where the command ``d2-covid`` starts. Outside the package, which cannot be imported where Detectron2 is missing:
+there, `d2-covid doctor` still has to say so."""
+
+import importlib.metadata
+import platform
+import sys
+
+REQUIRED = ("torch", "torchvision", "numpy", "pillow", "opencv-python-headless", "pycocotools", "fvcore", "iopath")
+EXTRA = {
+    "dicom": ("pydicom", "pylibjpeg", "pylibjpeg-libjpeg", "highdicom", "nibabel", "SimpleITK"),
+    "dev": ("pytest", "hypothesis", "ruff", "scikit-learn"),
+}
+# OpenCV goes by several names on PyPI; any of them serves.
+ALTERNATIVES = {"opencv-python-headless": ("opencv-python-headless", "opencv-python", "opencv-contrib-python")}
+
+
+def _version(name: str) -> str | None:
+    for candidate in ALTERNATIVES.get(name, (name,)):
+        try:
+            return importlib.metadata.version(candidate)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return None
+
+
+def _device() -> str:
+    import torch
+
+    if torch.cuda.is_available():
+        names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+        return f"cuda: {', '.join(names)}"
+    return f"cpu, {torch.get_num_threads()} threads ({torch.backends.cpu.get_cpu_capability()})"
+
+
+def doctor() -> tuple[str, bool]:
+    """What is installed, what compat had to do, and what is missing.
+
+    Returns:
+        The report, one fact a line, and whether d2_covid can run here.
+    """
+    versions = {name: _version(name) for name in REQUIRED}
+    missing = [name for name, version in versions.items() if version is None]
+    lines = [("python", f"{platform.python_version()} on {platform.platform()}")]
+    lines += [(name, version or "MISSING: pip install " + name) for name, version in versions.items()]
+    healthy = not missing
+    if versions["torch"] is not None:
+        lines.append(("device", _device()))
+    try:
+        import d2_covid
+        from d2_covid import compat
+    except ImportError as error:
+        healthy = False
+        lines.append(("d2_covid", f"DOES NOT IMPORT: {error}"))
+    else:
+        import detectron2
+
+        root = compat.detectron2_root()
+        compiled = "with compiled operators" if compat.has_compiled_ops(root) else "without compiled operators"
+        lines.insert(1, ("d2_covid", d2_covid.__version__))
+        lines.insert(2, ("detectron2", f"{detectron2.__version__} {compiled}, {root}"))
+        lines.append(("compat", f"supplied {', '.join(compat.applied)}" if compat.applied else "nothing to do"))
+    for extra, names in EXTRA.items():
+        absent = [name for name in names if _version(name) is None]
+        state = f"not installed: {', '.join(absent)}; pip install -e '.[{extra}]'" if absent else "complete"
+        lines.append((f"extra {extra}", state))
+    lines.append(("verdict", "ready" if healthy else "NOT READY: see the lines in capitals, and INSTALL.md"))
+    width = max(len(name) for name, _ in lines)
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in lines), healthy
+
+
+def main() -> int:
+    """Run ``d2-covid``; without Detectron2 say in one line what to run, exit status 2."""
+    if sys.argv[1:] == ["doctor"]:
+        text, healthy = doctor()
+        print(text)
+        return 0 if healthy else 2
+    try:
+        from d2_covid.cli import main as command
+    except ImportError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return command()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

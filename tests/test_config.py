@@ -1,0 +1,79 @@
+"""Configs: every one that ships builds, and what is wrong in one is said in a line."""
+
+from d2_covid import get_config
+from d2_covid.config import config_dir
+from d2_covid.errors import UserError
+
+import pytest
+
+LEAVES = sorted(
+    path.relative_to(config_dir()).as_posix() for path in config_dir().glob("*/**/*.yaml") if "Base" not in path.name
+)
+
+
+@pytest.mark.parametrize("leaf", LEAVES)
+def test_every_shipped_config_loads_and_is_short(leaf):
+    cfg = get_config(leaf)
+    classes = {"merge": 1, "ggo": 1, "both": 2}[cfg.DATASETS.MASK_TYPE]
+    assert cfg.MODEL.ROI_HEADS.NUM_CLASSES == classes
+    assert all(f"_{cfg.DATASETS.MASK_TYPE}_" in name for name in cfg.DATASETS.TRAIN if name.startswith("cncb"))
+
+
+def test_paper_hyperparameters():
+    """The table of hyper-parameters of the reference, key by key."""
+    cfg = get_config("segmentation/mask_rcnn_R_18_T1_FPN.yaml")
+    model, rpn, heads = cfg.MODEL, cfg.MODEL.RPN, cfg.MODEL.ROI_HEADS
+    assert model.PIXEL_MEAN == [123.675, 116.28, 103.53] and model.PIXEL_STD == [58.395, 57.12, 57.375]
+    assert model.RESNETS.NORM == "BN" and model.BACKBONE.FREEZE_AT == 0 and model.FPN.OUT_CHANNELS == 256
+    assert model.ANCHOR_GENERATOR.SIZES == [[2, 4, 8, 16, 32]]
+    assert model.ANCHOR_GENERATOR.ASPECT_RATIOS == [[0.1, 0.25, 0.5, 1.0, 1.5, 2.0]]
+    assert (rpn.BATCH_SIZE_PER_IMAGE, rpn.POSITIVE_FRACTION, rpn.NMS_THRESH) == (256, 0.75, 0.75)
+    assert rpn.IOU_THRESHOLDS == [0.3, 0.7] and rpn.POST_NMS_TOPK_TRAIN == 2000 and rpn.POST_NMS_TOPK_TEST == 1000
+    assert (heads.BATCH_SIZE_PER_IMAGE, heads.POSITIVE_FRACTION, heads.NMS_THRESH_TEST) == (256, 0.75, 0.75)
+    assert heads.IOU_THRESHOLDS == [0.5, 0.75] and heads.IOU_LABELS == [0, -1, 1]
+    box, mask = model.ROI_BOX_HEAD, model.ROI_MASK_HEAD
+    assert (box.NUM_FC, box.FC_DIM, box.POOLER_RESOLUTION, box.POOLER_SAMPLING_RATIO) == (2, 128, 7, 2)
+    assert not box.CLS_AGNOSTIC_BBOX_REG and tuple(box.BBOX_REG_WEIGHTS) == (10.0, 10.0, 5.0, 5.0)
+    assert (mask.NUM_CONV, mask.CONV_DIM, mask.POOLER_RESOLUTION, mask.POOLER_SAMPLING_RATIO) == (1, 128, 14, 2)
+    solver = cfg.SOLVER
+    assert (solver.OPTIMIZER, solver.BASE_LR, solver.WEIGHT_DECAY) == ("Adam", 1e-5, 1e-3)
+    assert (solver.IMS_PER_BATCH, solver.EPOCHS) == (1, 100)
+    assert cfg.INPUT.RANDOM_FLIP == "none" and cfg.INPUT.MIN_SIZE_TEST == 512 and cfg.INPUT.MAX_SIZE_TEST == 1024
+    assert not any(cfg.INPUT.AUGMENTATION.values())
+    assert cfg.TEST.DETECTIONS_PER_IMAGE == 128 and cfg.TEST.PAPER_AP_SCORE_THRESH == 0.75
+
+
+def test_defaults_of_detectron2_stay_untouched():
+    from detectron2.config import get_cfg
+
+    get_config()
+    assert "MASK_TYPE" not in get_cfg().DATASETS
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (("nowhere.yaml",), "No config file nowhere.yaml"),
+        ((None, ["MODEL.BACKBNE.NAME", "x"]), "BACKBNE"),
+        ((None, ["SOLVER.BASE_LR"]), "SOLVER.BASE_LR"),
+        ((None, ["SOLVER.BASE_LR", "fast"]), "SOLVER.BASE_LR fast"),
+    ],
+)
+def test_bad_config_is_one_line(arguments, words):
+    with pytest.raises(UserError) as error:
+        get_config(*arguments)
+    assert words in str(error.value) and "\n" not in str(error.value)
+
+
+def test_unknown_key_in_a_file_names_file_and_key(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("MODEL:\n  BACKBNE: 1\nVERSION: 2\n")
+    with pytest.raises(UserError, match="mine.yaml.*BACKBNE"):
+        get_config(path)
+
+
+def test_broken_yaml_is_one_line(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("MODEL: [1,\n")
+    with pytest.raises(UserError, match="mine.yaml"):
+        get_config(path)

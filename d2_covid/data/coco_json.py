@@ -1,0 +1,217 @@
+"""Reads a COCO json of lesions, the project's own or a user's, and refuses what training would trip over."""
+
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pycocotools.mask as mask_util
+from detectron2.structures import BoxMode
+
+from ..errors import UserError
+from .lesion_masks import MASK_TYPES, require_mask_type
+
+logger = logging.getLogger(__name__)
+
+# Tools differ on whether the last pixel counts: a box may stick out of its image by this many pixels.
+_BOX_TOLERANCE = 1.0
+
+
+@dataclass(frozen=True)
+class LesionSet:
+    """A loaded json: lesion dataset dicts and what is true of all of them."""
+
+    json_file: Path
+    image_root: Path
+    mask_type: str | None  # None: neither given, nor told by the json or by the number of its classes
+    classes: tuple[str, ...]
+    dicts: list[dict[str, Any]]
+
+
+def load_lesion_json(
+    json_file: str | Path, image_root: str | Path | None = None, mask_type: str | None = None
+) -> LesionSet:
+    """Load a COCO json as Detectron2 dataset dicts with ``patient_id``, slices without lesions included.
+
+    Category ids 1..K become 0..K-1. Polygons and uncompressed run-length codes become compressed ones. A slice without
+    a ``patient_id`` belongs to the patient that its folder is named after.
+
+    Args:
+        image_root: folder that ``file_name`` is relative to (default: ``info.image_root``, itself relative to the
+            json's folder; without one, the json's folder).
+        mask_type: key of :data:`MASK_TYPES` (default: ``info.mask_type``; without one, by the number of classes).
+
+    Raises:
+        UserError: unreadable json, missing image, box outside its image, category ids that are not 1..K, annotation
+            without a mask, or another mask type than asked for. The message names the json and the entry.
+    """
+    json_file = Path(json_file)
+    content = _read(json_file)
+    info = content.get("info") or {}
+    if not isinstance(info, dict):
+        info = {}
+    if image_root is None:
+        image_root = (json_file.parent / str(info.get("image_root", ""))).resolve()
+    image_root = Path(image_root)
+    classes = _read_classes(json_file, content["categories"])
+    mask_type = _settle_mask_type(json_file, mask_type, info.get("mask_type"), classes)
+    dicts = _read_images(json_file, content["images"], image_root)
+    _add_annotations(json_file, content["annotations"], dicts, len(classes))
+    return LesionSet(json_file, image_root, mask_type, classes, list(dicts.values()))
+
+
+def _read(json_file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(json_file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{json_file}: no such file.") from error
+    except OSError as error:
+        raise UserError(f"Cannot read {json_file}: {error.strerror or error}.") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{json_file} is not a json file ({error}).") from error
+    for key in ("images", "annotations", "categories"):
+        if not isinstance(content, dict) or not isinstance(content.get(key), list):
+            raise UserError(f"{json_file} has no list {key!r}; a COCO json has images, annotations and categories.")
+        if not all(isinstance(entry, dict) for entry in content[key]):
+            raise UserError(f"{json_file}: every entry of {key!r} is to be an object with named fields.")
+    if not content["images"]:
+        raise UserError(f"{json_file} lists no image.")
+    return content
+
+
+def _field(json_file: Path, entry: dict[str, Any], key: str, what: str) -> Any:
+    if key not in entry:
+        raise UserError(f"{json_file}: {what} has no {key!r}.")
+    return entry[key]
+
+
+def _read_classes(json_file: Path, categories: list[dict]) -> tuple[str, ...]:
+    names = {_field(json_file, c, "id", "a category"): _field(json_file, c, "name", "a category") for c in categories}
+    if set(names) != set(range(1, len(categories) + 1)) or not names:
+        raise UserError(
+            f"{json_file}: category ids are {sorted(names, key=str)}; number the lesion classes from 1 without gaps."
+        )
+    return tuple(str(names[i]) for i in sorted(names))
+
+
+def _settle_mask_type(json_file: Path, asked: str | None, told: str | None, classes: tuple[str, ...]) -> str | None:
+    if asked is not None:
+        require_mask_type(asked)
+        if told is not None and told != asked:
+            raise UserError(f"{json_file} holds {told!r} masks, not {asked!r}; name the json of that type.")
+        if len(MASK_TYPES[asked]) != len(classes):
+            raise UserError(
+                f"{json_file} has {len(classes)} lesion class(es) ({', '.join(classes)}), but mask type {asked!r} has "
+                f"{len(MASK_TYPES[asked])} ({', '.join(MASK_TYPES[asked])})."
+            )
+        return asked
+    if told in MASK_TYPES:
+        return told
+    by_name = {names: mask_type for mask_type, names in MASK_TYPES.items()}
+    return by_name.get(classes) or {1: "merge", 2: "both"}.get(len(classes))
+
+
+def _read_images(json_file: Path, images: list[dict], image_root: Path) -> dict[Any, dict[str, Any]]:
+    dicts: dict[Any, dict[str, Any]] = {}
+    missing, without_patient = [], 0
+    for number, image in enumerate(images):
+        name = str(_field(json_file, image, "file_name", f"images[{number}]"))
+        image_id = _field(json_file, image, "id", f"image {name}")
+        size = [_field(json_file, image, key, f"image {name}") for key in ("height", "width")]
+        if not all(isinstance(n, int) and n > 0 for n in size):
+            raise UserError(f"{json_file}: image {name} has height {size[0]} and width {size[1]}; give whole pixels.")
+        if image_id in dicts:
+            raise UserError(f"{json_file}: image id {image_id} is given twice, the second time to {name}.")
+        path = image_root / name
+        if not path.exists():
+            missing.append(path)
+        without_patient += "patient_id" not in image
+        dicts[image_id] = {
+            "file_name": str(path),
+            "height": size[0],
+            "width": size[1],
+            "image_id": image_id,
+            "patient_id": str(image.get("patient_id", Path(name).parent.name or Path(name).stem)),
+            "annotations": [],
+        }
+    if missing:
+        raise UserError(
+            f"{json_file} names {len(missing)} missing image{'s' * (len(missing) > 1)}, the first is {missing[0]}; "
+            "prepare the dataset again, or give the folder that holds its images."
+        )
+    if without_patient:
+        logger.warning(
+            "%s: %d images without 'patient_id'; each is taken to belong to the patient that its folder is named "
+            "after, or without a folder to one of its own.",
+            json_file,
+            without_patient,
+        )
+    return dict(sorted(dicts.items())) if all(isinstance(i, int) for i in dicts) else dicts
+
+
+def _add_annotations(json_file: Path, annotations: list[dict], dicts: dict[Any, dict], num_classes: int) -> None:
+    seen = set()
+    for number, annotation in enumerate(annotations):
+        what = f"annotation {annotation.get('id', f'at position {number}')}"
+        if annotation.get("id") in seen:
+            raise UserError(f"{json_file}: annotation id {annotation['id']} is given twice.")
+        if "id" in annotation:
+            seen.add(annotation["id"])
+        image_id = _field(json_file, annotation, "image_id", what)
+        if image_id not in dicts:
+            raise UserError(f"{json_file}: {what} belongs to image id {image_id}, which is not in 'images'.")
+        image = dicts[image_id]
+        what = f"{what} of {image['file_name']}"
+        category = _field(json_file, annotation, "category_id", what)
+        if category not in range(1, num_classes + 1):
+            raise UserError(f"{json_file}: {what} has category id {category}; its categories are 1 to {num_classes}.")
+        box = _field(json_file, annotation, "bbox", what)
+        rle = _to_rle(json_file, annotation.get("segmentation"), image["height"], image["width"], what)
+        _check_box(json_file, box, image["height"], image["width"], what)
+        image["annotations"].append(
+            {
+                "bbox": [float(n) for n in box],
+                "bbox_mode": BoxMode.XYWH_ABS,
+                "segmentation": rle,
+                "area": float(mask_util.area(rle)),
+                "category_id": category - 1,
+                "iscrowd": int(annotation.get("iscrowd", 0)),
+            }
+        )
+
+
+def _check_box(json_file: Path, box: Any, height: int, width: int, what: str) -> None:
+    if not isinstance(box, list) or len(box) != 4 or not all(isinstance(n, (int, float)) for n in box):
+        raise UserError(f"{json_file}: {what} has the box {box}; a box is [x, y, width, height].")
+    x, y, w, h = box
+    inside = min(x, y) >= -_BOX_TOLERANCE and x + w <= width + _BOX_TOLERANCE and y + h <= height + _BOX_TOLERANCE
+    if not (inside and w > 0 and h > 0):
+        raise UserError(
+            f"{json_file}: {what} has the box {box} (x, y, width, height), "
+            f"which is empty or outside its {width}x{height} image."
+        )
+
+
+def _to_rle(json_file: Path, segmentation: Any, height: int, width: int, what: str) -> dict[str, Any]:
+    if not segmentation:
+        raise UserError(f"{json_file}: {what} has no segmentation; Mask R-CNN needs a mask for every lesion.")
+    try:
+        if isinstance(segmentation, list):
+            if not all(isinstance(polygon, list) and len(polygon) >= 6 for polygon in segmentation):
+                raise ValueError("a polygon is a list x1, y1, x2, y2, ... of three points or more")
+            rle = mask_util.merge(mask_util.frPyObjects(segmentation, height, width))
+        elif isinstance(segmentation["counts"], list):
+            rle = mask_util.frPyObjects(segmentation, height, width)
+        else:
+            rle = {"size": list(segmentation["size"]), "counts": segmentation["counts"]}
+        size, area = list(rle["size"]), int(mask_util.area(rle))
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        message = f"{json_file}: {what} has a segmentation that is neither polygons nor run-length code ({error})."
+        raise UserError(message) from error
+    if size != [height, width]:
+        raise UserError(f"{json_file}: {what} has a mask of {size[1]}x{size[0]} on an image of {width}x{height}.")
+    if area == 0:
+        raise UserError(f"{json_file}: {what} has a segmentation without a pixel.")
+    counts = rle["counts"]
+    return {"size": size, "counts": counts.decode("ascii") if isinstance(counts, bytes) else counts}

@@ -1,0 +1,233 @@
+"""Dataset names: which json and images stand behind ``<set>_<mask type>_<split>``, and checks across datasets.
+
+Importing this module registers the names of :data:`BUILTIN_SETS` with Detectron2. Nothing is read until a name is
+asked for; ``$DETECTRON2_DATASETS`` (default: the folder ``datasets``) is looked up then.
+"""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from ..errors import UserError
+from .coco_json import load_lesion_json
+from .lesion_masks import MASK_TYPES
+from .pairing import natural_key
+
+BUILTIN_SETS = ("cncb", "phantom", "radiopaedia", "coronacases")
+SPLITS = ("train", "val")
+
+_NAME = re.compile(rf"(?P<set>.+)_(?P<mask_type>{'|'.join(MASK_TYPES)})_(?P<split>[^_]+)")
+
+
+@dataclass(frozen=True)
+class LesionSource:
+    """Where a registered name finds its data. A prepared set: no ``json_file``, which follows from the name."""
+
+    name: str
+    json_file: Path | None = None
+    image_root: Path | None = None
+    mask_type: str | None = None
+
+    def resolve(self) -> Path:
+        """The json file, found now; :class:`UserError` names it and the command that makes it when it is not there."""
+        if self.json_file is not None:
+            path = self.json_file
+            hint = "Give --register-lesions the json you mean."
+        else:
+            parts = _NAME.fullmatch(self.name)
+            path = prepared_json(parts["set"], parts["mask_type"], parts["split"])
+            if parts["set"] == "phantom":
+                command = "python datasets/prepare_phantoms.py"
+            else:
+                command = f"python datasets/prepare_cncb.py --source FOLDER --name {parts['set']}"
+                command += f" --mask-types {parts['mask_type']}"
+            hint = f"Make it with `{command}`, or set DETECTRON2_DATASETS to the folder that holds {parts['set']}/."
+        if not path.is_file():
+            raise UserError(f"Dataset {self.name} needs {path}, which is not there. {hint}")
+        return path
+
+
+_sources: dict[str, LesionSource] = {}
+
+
+def datasets_root() -> Path:
+    """Folder of the prepared sets: ``$DETECTRON2_DATASETS``, by default ``datasets``."""
+    return Path(os.environ.get("DETECTRON2_DATASETS") or "datasets")
+
+
+def prepared_json(set_name: str, mask_type: str, split: str, root: Path | None = None) -> Path:
+    """Where a prepared set keeps the json of a mask type and split."""
+    return (datasets_root() if root is None else root) / set_name / "annotations" / f"{mask_type}_{split}.json"
+
+
+def register_lesions(
+    name: str, json_file: str | Path, image_root: str | Path | None = None, mask_type: str | None = None
+) -> None:
+    """Give a COCO json of lesions a dataset name, for ``DATASETS.TRAIN`` and ``DATASETS.TEST``.
+
+    Nothing is read until the name is used. Registering the same data under the same name again does nothing.
+
+    Args:
+        name: any name not in use.
+        json_file, image_root, mask_type: as in :func:`.coco_json.load_lesion_json`.
+
+    Raises:
+        UserError: the name stands for other data.
+    """
+    image_root = None if image_root is None else Path(image_root)
+    _register(LesionSource(name, Path(json_file), image_root, mask_type))
+
+
+def ensure_registered(names: Iterable[str]) -> None:
+    """Register every set that was prepared under a name of its own, ``<set>_<mask type>_<split>``.
+
+    Raises:
+        UserError: a name is neither registered nor of that form.
+    """
+    for name in names:
+        if name in DatasetCatalog:
+            continue
+        if not _NAME.fullmatch(name):
+            raise UserError(
+                f"Unknown dataset {name!r}. A prepared set is called <set>_<mask type>_<split>, as cncb_merge_train; "
+                "your own json gets a name by --register-lesions NAME JSON IMAGES."
+            )
+        _register(LesionSource(name, mask_type=_NAME.fullmatch(name)["mask_type"]))
+
+
+def load_lesions(name: str) -> list[dict[str, Any]]:
+    """Lesion dataset dicts of a name registered here; also fills in its metadata.
+
+    Metadata: ``thing_classes``, ``thing_dataset_id_to_contiguous_id``, ``json_file``, ``image_root``, ``mask_type`` and
+    ``evaluator_type`` ("lesion").
+    """
+    source = _sources[name]
+    loaded = load_lesion_json(source.resolve(), source.image_root, source.mask_type)
+    _set_metadata(
+        name,
+        thing_classes=list(loaded.classes),
+        thing_dataset_id_to_contiguous_id={i + 1: i for i in range(len(loaded.classes))},
+        json_file=str(loaded.json_file),
+        image_root=str(loaded.image_root),
+        mask_type=loaded.mask_type,
+        evaluator_type="lesion",
+    )
+    return loaded.dicts
+
+
+def check_datasets(cfg: CfgNode) -> None:
+    """Load every dataset of a segmentation config, and refuse what would spoil a run after hours.
+
+    Does :func:`ensure_registered`, :func:`check_mask_type` and :func:`check_patient_splits`.
+    """
+    ensure_registered([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
+    loaded = _load_all([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
+    check_mask_type(cfg, loaded)
+    check_patient_splits(cfg.DATASETS.TRAIN, cfg.DATASETS.TEST, loaded)
+
+
+def check_mask_type(cfg: CfgNode, loaded: dict[str, list[dict]] | None = None) -> None:
+    """Refuse datasets of another mask type than ``DATASETS.MASK_TYPE``, or of another number of classes than the model.
+
+    Raises:
+        UserError: names the dataset and both values.
+    """
+    names = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
+    if loaded is None:
+        _load_all(names)
+    for name in names:
+        metadata = MetadataCatalog.get(name)
+        mask_type, classes = metadata.get("mask_type"), metadata.get("thing_classes", [])
+        if mask_type is not None and mask_type != cfg.DATASETS.MASK_TYPE:
+            raise UserError(
+                f"Dataset {name} holds {mask_type!r} masks, but DATASETS.MASK_TYPE is {cfg.DATASETS.MASK_TYPE!r}; "
+                "change one of them."
+            )
+        if len(classes) != cfg.MODEL.ROI_HEADS.NUM_CLASSES:
+            raise UserError(
+                f"Dataset {name} has {len(classes)} lesion class(es) ({', '.join(classes)}), but "
+                f"MODEL.ROI_HEADS.NUM_CLASSES is {cfg.MODEL.ROI_HEADS.NUM_CLASSES}; set it to {len(classes)}."
+            )
+
+
+def check_patient_splits(
+    train_names: Iterable[str], test_names: Iterable[str], loaded: dict[str, list[dict]] | None = None
+) -> None:
+    """Refuse a patient that is both trained and tested on: neighbouring slices are near duplicates.
+
+    Patients are the same where their ids are and their sets share the image folder or the json's folder; the first
+    patients of two unrelated sets may both be called "1".
+
+    Raises:
+        UserError: names the patients and the datasets.
+    """
+    train_names, test_names = list(train_names), list(test_names)
+    loaded = _load_all([*train_names, *test_names]) if loaded is None else loaded
+    patients = {name: {d["patient_id"] for d in dicts if "patient_id" in d} for name, dicts in loaded.items()}
+    for train in train_names:
+        for test in test_names:
+            shared = patients[train] & patients[test]
+            if shared and _folders(train) & _folders(test):
+                listed = ", ".join(sorted(shared, key=natural_key)[:8]) + (", ..." if len(shared) > 8 else "")
+                raise UserError(
+                    f"Patient{'s' * (len(shared) > 1)} {listed} in both DATASETS.TRAIN ({train}) and DATASETS.TEST "
+                    f"({test}); split by patient, so that no test slice has a neighbour in training."
+                )
+
+
+def data_fingerprint(names: Iterable[str]) -> str:
+    """SHA-256 over what the named datasets hold: their names and the bytes of their json files, in the order given.
+
+    A dataset that other code registered without a json counts by its dataset dicts.
+    """
+    total = hashlib.sha256()
+    for name in names:
+        if name in _sources:
+            content = _sources[name].resolve().read_bytes()
+        else:
+            content = json.dumps(DatasetCatalog.get(name), sort_keys=True, default=str).encode()
+        total.update(f"{name}\0{hashlib.sha256(content).hexdigest()}\n".encode())
+    return total.hexdigest()
+
+
+def _register(source: LesionSource) -> None:
+    if _sources.get(source.name) == source:
+        return
+    if source.name in DatasetCatalog:
+        raise UserError(f"The dataset name {source.name} is taken; choose another.")
+    _sources[source.name] = source
+    DatasetCatalog.register(source.name, lambda: load_lesions(source.name))
+    metadata = {"evaluator_type": "lesion"}
+    if source.mask_type is not None:
+        metadata |= {"mask_type": source.mask_type, "thing_classes": list(MASK_TYPES[source.mask_type])}
+    _set_metadata(source.name, **metadata)
+
+
+def _set_metadata(name: str, **values: Any) -> None:
+    # Detectron2 refuses to change a value; a set may have been prepared anew, or lie elsewhere, since it was loaded.
+    old = MetadataCatalog.get(name)
+    if any(old.get(key, value) != value for key, value in values.items()):
+        MetadataCatalog.remove(name)
+    MetadataCatalog.get(name).set(**values)
+
+
+def _load_all(names: Iterable[str]) -> dict[str, list[dict]]:
+    return {name: DatasetCatalog.get(name) for name in dict.fromkeys(names)}
+
+
+def _folders(name: str) -> set[str]:
+    metadata = MetadataCatalog.get(name)
+    folders = [metadata.get("image_root"), metadata.get("json_file") and os.path.dirname(metadata.json_file)]
+    return {os.path.realpath(folder) for folder in folders if folder}
+
+
+for _set in BUILTIN_SETS:
+    ensure_registered(f"{_set}_{_type}_{_split}" for _type in MASK_TYPES for _split in SPLITS)

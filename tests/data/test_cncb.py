@@ -1,0 +1,364 @@
+"""From folders to COCO jsons: pairing, splitting, and the command that does both."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from d2_covid.data.cncb import check_pairing, prepare_lesions
+from d2_covid.data.pairing import natural_key, pair_cncb, pair_flat, patient_of_flat_name
+from d2_covid.data.splits import split_by_csv, split_by_fraction, split_by_lists, split_by_patients
+from d2_covid.errors import UserError
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools.coco import COCO
+
+
+def _prepare(folder, output, val=("2",), **options):
+    pairing = pair_cncb(folder)
+    return prepare_lesions(pairing, split_by_patients(pairing.pairs, val), output, progress=False, **options)
+
+
+def _names(pairs):
+    return [pair.name for pair in pairs]
+
+
+def _flat(small_cncb, tmp_path) -> tuple[Path, Path]:
+    for part in ("image", "mask"):
+        (tmp_path / f"{part}s").mkdir()
+        for path in (small_cncb / part).glob("*/*"):
+            path.rename(tmp_path / f"{part}s" / f"{path.parent.name}_{path.name}")
+    return tmp_path / "images", tmp_path / "masks"
+
+
+# Pairing
+
+
+def test_pairs_are_in_natural_order(small_cncb):
+    pairing = pair_cncb(small_cncb)
+    assert _names(pairing.pairs) == ["1/2", "1/10", "2/1", "10/1", "10/2"]
+    assert [pair.patient_id for pair in pairing.pairs] == ["1", "1", "2", "10", "10"]
+
+
+def test_natural_key_orders_numbers_in_names():
+    assert sorted(["b1", "a10", "a9", "10", "9", "a"], key=natural_key) == ["9", "10", "a", "a9", "a10", "b1"]
+
+
+def test_files_are_paired_by_name_not_by_position(small_cncb):
+    (small_cncb / "image/1/2.jpg").unlink()
+    (small_cncb / "mask/2/1.png").unlink()
+    pairing = pair_cncb(small_cncb)
+    assert _names(pairing.pairs) == ["1/10", "10/1", "10/2"]
+    assert all(p.image.stem == p.mask.stem and p.image.parent.name == p.mask.parent.name for p in pairing.pairs)
+    assert pairing.images_without_mask == (small_cncb / "image/2/1.jpg",)
+    assert pairing.masks_without_image == (small_cncb / "mask/1/2.png",)
+
+
+def test_folder_of_the_download_is_found(small_cncb, tmp_path):
+    (tmp_path / "download").mkdir()
+    small_cncb.rename(tmp_path / "download" / "ct_lesion_seg")
+    assert len(pair_cncb(tmp_path / "download").pairs) == 5
+
+
+def test_two_images_of_one_name_are_refused(small_cncb):
+    Image.new("L", (64, 48)).save(small_cncb / "image/1/2.png")
+    with pytest.raises(UserError, match=r"2\.(jpg|png) and .*2\.(jpg|png) are one slice by name"):
+        pair_cncb(small_cncb)
+
+
+@pytest.mark.parametrize("missing", ["image", "mask"])
+def test_other_folders_are_told_what_is_expected(small_cncb, missing):
+    (small_cncb / missing).rename(small_cncb / "other")
+    with pytest.raises(UserError, match="no folders image/ and mask/.*--images and --masks"):
+        pair_cncb(small_cncb)
+
+
+def test_symbolic_links_are_followed(small_cncb, tmp_path):
+    (tmp_path / "link").mkdir()
+    for part in ("image", "mask"):
+        (tmp_path / "link" / part).symlink_to(small_cncb / part)
+    assert len(pair_cncb(tmp_path / "link").pairs) == 5
+
+
+@pytest.mark.parametrize(
+    "name, patient",
+    [("0_115", "0"), ("100_27", "100"), ("12_3_4", "12"), ("0_1728_1013_0023", "1728"), ("Normal_17_42_0000", "17")],
+)
+def test_patient_of_a_flat_name(name, patient):
+    assert patient_of_flat_name(name) == patient
+
+
+@pytest.mark.parametrize("name", ["115", "_115", "a_b_c_d_e"])
+def test_flat_names_without_a_patient_are_refused(name):
+    with pytest.raises(UserError, match=f"{name}: this file name tells no patient"):
+        patient_of_flat_name(name)
+
+
+def test_flat_layout(small_cncb, tmp_path):
+    pairing = pair_flat(*_flat(small_cncb, tmp_path))
+    assert _names(pairing.pairs) == ["1_2", "1_10", "2_1", "10_1", "10_2"]
+    assert [pair.patient_id for pair in pairing.pairs] == ["1", "1", "2", "10", "10"]
+
+
+def test_flat_layout_with_names_of_ones_own(make_cncb, slice_mask, tmp_path):
+    make_cncb({"P07-slice-003": slice_mask(), "P8-slice-1": slice_mask()})
+    images, masks = tmp_path / "source/image", tmp_path / "source/mask"
+    assert [p.patient_id for p in pair_flat(images, masks, r"^P0*(\d+)-").pairs] == ["7", "8"]
+    for pattern, message in (("x(", "not a regular"), ("P", "needs a group"), ("(Q)", "finds no patient")):
+        with pytest.raises(UserError, match=message):
+            pair_flat(images, masks, pattern)
+
+
+# Splitting
+
+
+def test_split_by_patients(small_cncb):
+    splits = split_by_patients(pair_cncb(small_cncb).pairs, ["10"])
+    assert {k: _names(v) for k, v in splits.items()} == {"train": ["1/2", "1/10", "2/1"], "val": ["10/1", "10/2"]}
+
+
+@pytest.mark.parametrize("val, message", [(["7"], "No slices of patient 7"), (["1", "2", "10"], "Every patient")])
+def test_split_by_patients_refuses(small_cncb, val, message):
+    with pytest.raises(UserError, match=message):
+        split_by_patients(pair_cncb(small_cncb).pairs, val)
+
+
+def test_split_by_fraction_is_seeded_and_by_patient(make_cncb, slice_mask):
+    pairs = pair_cncb(make_cncb({f"{p}/{s}": slice_mask() for p in range(10) for s in range(2)})).pairs
+    splits = [split_by_fraction(pairs, 0.3, seed) for seed in (0, 0, 1)]
+    assert splits[0] == splits[1] != splits[2]
+    for split in splits:
+        train, val = ({p.patient_id for p in split[k]} for k in ("train", "val"))
+        assert len(val) == 3 and len(train) == 7 and not train & val
+    assert len(split_by_fraction(pairs, 0.001, 0)["val"]) == 2
+    for fraction in (0, 1, -1):
+        with pytest.raises(UserError, match="between 0 and 1"):
+            split_by_fraction(pairs, fraction, 0)
+    with pytest.raises(UserError, match="needs two or more"):
+        split_by_fraction(pairs[:2], 0.5, 0)
+
+
+def test_split_by_csv(small_cncb, tmp_path):
+    table = tmp_path / "splits.csv"
+    table.write_text("patient_id, split\n10, test\n1, train\n1, train\n", encoding="utf-8-sig")
+    splits = split_by_csv(pair_cncb(small_cncb).pairs, table)
+    assert {k: _names(v) for k, v in splits.items()} == {"train": ["1/2", "1/10"], "test": ["10/1", "10/2"]}
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("patient_id,split\n1,train\n1,val\n", "patient 1 is in two splits, train and val"),
+        ("patient_id,split\n77,train\n", "names patient 77, who has no slices"),
+        ("patient,split\n1,train\n", "columns patient_id and split"),
+        ("patient_id,split\n1,\n", "line 2: give a patient and its split"),
+        ("patient_id,split\n1,my_split\n", "letters, digits and hyphens"),
+        ("", "columns patient_id and split"),
+    ],
+)
+def test_split_by_csv_refuses(small_cncb, tmp_path, text, message):
+    (tmp_path / "splits.csv").write_text(text)
+    with pytest.raises(UserError, match=message):
+        split_by_csv(pair_cncb(small_cncb).pairs, tmp_path / "splits.csv")
+
+
+def test_split_by_lists(small_cncb, tmp_path):
+    train, val = tmp_path / "train.txt", tmp_path / "val.txt"
+    train.write_text("imgs\\10_2.jpg\n\n10_1.jpg\n10_1.jpg\n")
+    val.write_text("1_10\nsome/where/1_2.png\n")
+    splits = split_by_lists(pair_flat(*_flat(small_cncb, tmp_path)).pairs, {"train": train, "val": val})
+    assert {k: _names(v) for k, v in splits.items()} == {"train": ["10_1", "10_2"], "val": ["1_2", "1_10"]}
+
+
+def test_split_by_lists_of_the_cncb_layout(small_cncb, tmp_path):
+    (tmp_path / "train.txt").write_text("image/10/2.jpg\n1/2.jpg\n")
+    splits = split_by_lists(pair_cncb(small_cncb).pairs, {"train": tmp_path / "train.txt"})
+    assert _names(splits["train"]) == ["1/2", "10/2"]
+
+
+@pytest.mark.parametrize(
+    "train, val, message",
+    [
+        ("1_2", "1_10", r"val.txt, line 1: patient 1 is in two splits, train and val \(slice 1_10\)"),
+        ("1_2", "3_1", "val.txt, line 1: 3_1 has no image and mask"),
+        ("1_2", " \n", "val.txt lists no slice"),
+    ],
+)
+def test_split_by_lists_refuses(small_cncb, tmp_path, train, val, message):
+    (tmp_path / "train.txt").write_text(train)
+    (tmp_path / "val.txt").write_text(val)
+    with pytest.raises(UserError, match=message):
+        split_by_lists(
+            pair_flat(*_flat(small_cncb, tmp_path)).pairs,
+            {"train": tmp_path / "train.txt", "val": tmp_path / "val.txt"},
+        )
+
+
+# Preparing
+
+
+def test_prepared_jsons_say_what_is_in_the_masks(small_cncb, tmp_path):
+    done = _prepare(small_cncb, tmp_path / "sets" / "small")
+    found = {(s.split, s.mask_type): (s.patients, s.slices, s.slices_without_lesion, s.instances) for s in done.splits}
+    assert found[("train", "merge")] == (2, 4, 2, {"lesion": {"small": 2, "medium": 0, "large": 0}})
+    assert found[("train", "ggo")] == (2, 4, 3, {"GGO": {"small": 1, "medium": 0, "large": 0}})
+    assert found[("val", "both")][3] == {
+        "GGO": {"small": 1, "medium": 0, "large": 0},
+        "consolidation": {"small": 1, "medium": 0, "large": 0},
+    }
+    assert dict(done.splits[0].dropped) == {("lesion", "100 pixels or fewer"): 1}
+    assert "dropped: 1 component of lesion (100 pixels or fewer)" in done.text()
+    assert not done.warnings()
+
+
+def test_json_is_coco(small_cncb, tmp_path):
+    _prepare(small_cncb, tmp_path / "sets" / "small", min_area=0, source="somewhere")
+    path = tmp_path / "sets/small/annotations/both_train.json"
+    content = json.loads(path.read_text())
+    assert content["info"] == {
+        "description": "",
+        "mask_type": "both",
+        "min_area": 0,
+        "image_root": str(small_cncb / "image"),
+        "source": "somewhere",
+        "version": "1",
+    }
+    assert [i["file_name"] for i in content["images"]] == ["1/2.jpg", "1/10.jpg", "10/1.jpg", "10/2.jpg"]
+    assert [i["patient_id"] for i in content["images"]] == ["1", "1", "10", "10"]
+    assert content["categories"] == [{"id": 1, "name": "GGO"}, {"id": 2, "name": "consolidation"}]
+    coco = COCO(str(path))
+    for annotation in coco.loadAnns(coco.getAnnIds()):
+        mask = coco.annToMask(annotation)
+        image = coco.loadImgs(annotation["image_id"])[0]
+        values = np.asarray(Image.open((small_cncb / "mask" / image["file_name"]).with_suffix(".png")))
+        assert set(values[mask > 0]) == {annotation["category_id"] + 1}
+        assert annotation["area"] == mask.sum()
+
+
+def test_images_inside_the_sets_are_found_after_a_move(small_cncb, tmp_path):
+    (tmp_path / "sets").mkdir()
+    small_cncb.rename(tmp_path / "sets" / "small")
+    _prepare(tmp_path / "sets" / "small", tmp_path / "sets" / "small")
+    content = json.loads((tmp_path / "sets/small/annotations/merge_val.json").read_text())
+    assert content["info"]["image_root"] == "../image"
+
+
+def test_same_files_give_same_bytes(small_cncb, tmp_path):
+    for output in ("a/small", "b/small"):
+        _prepare(small_cncb, tmp_path / output)
+    files = sorted((tmp_path / "a/small/annotations").iterdir())
+    assert len(files) == 6
+    for path in files:
+        assert path.read_bytes() == (tmp_path / "b/small/annotations" / path.name).read_bytes()
+
+
+def test_sizes_are_cocos(make_cncb, tmp_path):
+    masks = {}
+    for patient, area in enumerate((1023, 1024, 9215, 9216)):
+        mask = np.zeros(128 * 128, dtype=np.uint8)
+        mask[:area] = 2
+        masks[f"{patient}/1"] = mask.reshape(128, 128)
+    masks["val/1"] = np.zeros((128, 128))
+    done = _prepare(make_cncb(masks), tmp_path / "out", val=["val"], mask_types=["merge"])
+    assert done.splits[0].instances == {"lesion": {"small": 1, "medium": 2, "large": 1}}
+
+
+def test_masks_without_consolidation_are_remarked_on(make_cncb, slice_mask, tmp_path):
+    source = make_cncb({"1/1": slice_mask((2, 0, 0, 20, 20)), "2/1": slice_mask()})
+    assert any("use --mask-types merge" in line for line in _prepare(source, tmp_path / "out").warnings())
+    assert not _prepare(source, tmp_path / "out", mask_types=["merge"]).warnings()
+
+
+def test_slices_in_no_split_are_counted(small_cncb, tmp_path):
+    pairing = pair_cncb(small_cncb)
+    done = prepare_lesions(pairing, {"train": list(pairing.pairs[:2])}, tmp_path / "out", progress=False)
+    assert done.warnings() == ["3 slices belong to no split; left out."]
+
+
+def test_strict_refuses_files_without_partner(small_cncb):
+    check_pairing(pair_cncb(small_cncb))
+    (small_cncb / "mask/1/2.png").unlink()
+    (small_cncb / "mask/2/1.png").unlink()
+    with pytest.raises(UserError, match=r"1/2\.jpg has no mask of the same name \(and 1 more like it\)"):
+        check_pairing(pair_cncb(small_cncb))
+
+
+# The command
+
+
+@pytest.fixture(scope="module")
+def prepare_cncb(repository):
+    """The command as a module."""
+    spec = importlib.util.spec_from_file_location("prepare_cncb", repository / "datasets/prepare_cncb.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ([], "either --source, or --images and --masks"),
+        (["--images", "a"], "both --images and --masks"),
+        (["--source", "a", "--images", "a", "--masks", "b"], "either --source"),
+        (["--images", "a", "--masks", "b", "--layout", "cncb"], "for the flat layout"),
+        (["--source", "nowhere"], "nowhere: no such folder"),
+        (["--source", "{}", "--patient-pattern", "(.)"], "for the flat layout"),
+        (["--source", "{}", "--val-patients", "1", "--val-fraction", "0.5"], "--val-patients and --val-fraction are"),
+        (["--source", "{}", "--val-fraction", "2"], "between 0 and 1"),
+        (["--source", "{}", "--min-area", "-1"], "--min-area is -1"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_refused(prepare_cncb, small_cncb, tmp_path, arguments, message):
+    with pytest.raises(UserError, match=message):
+        prepare_cncb.main([*(a.format(small_cncb) for a in arguments), "--output", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+
+
+def test_layout_is_told_by_the_folders(prepare_cncb, small_cncb, tmp_path):
+    find = lambda *a: prepare_cncb.find_pairs(prepare_cncb.build_parser().parse_args([*map(str, a)]))  # noqa: E731
+    assert _names(find("--source", small_cncb).pairs)[0] == "1/2"
+    images, masks = _flat(small_cncb, tmp_path)
+    assert _names(find("--images", images, "--masks", masks).pairs)[0] == "1_2"
+    images.rename(tmp_path / "image")
+    masks.rename(tmp_path / "mask")
+    assert _names(find("--source", tmp_path).pairs)[0] == "1_2"
+
+
+def test_without_a_choice_a_fifth_of_the_patients_validates(prepare_cncb, make_cncb, slice_mask, tmp_path):
+    source = make_cncb({f"{patient}/1": slice_mask() for patient in range(10)})
+    args = prepare_cncb.build_parser().parse_args(["--source", str(source)])
+    splits = prepare_cncb.make_splits(args, prepare_cncb.find_pairs(args))
+    assert {split: len(pairs) for split, pairs in splits.items()} == {"train": 8, "val": 2}
+
+
+def _command(repository, *arguments, root):
+    return subprocess.run(
+        [sys.executable, repository / "datasets/prepare_cncb.py", *map(str, arguments)],
+        capture_output=True, text=True, env={"DETECTRON2_DATASETS": str(root), "PATH": ""}, timeout=120,
+    )  # fmt: skip
+
+
+def test_command_prepares_and_reports(repository, small_cncb, tmp_path):
+    (small_cncb / "mask/1/2.png").unlink()
+    result = _command(
+        repository, "--source", small_cncb, "--name", "mine", "--mask-types", "merge", "--val-patients", 10,
+        root=tmp_path,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "mine/annotations/merge_train.json").is_file()
+    assert f"warning: {small_cncb}/image/1/2.jpg has no mask of the same name; left out." in result.stderr
+    assert "2 patients, 2 slices, 0 of them without a lesion" in result.stdout
+    assert "mine_merge_train, mine_merge_val" in result.stdout
+
+
+def test_command_ends_with_one_line_and_status_2(repository, small_cncb, tmp_path):
+    (small_cncb / "image/1/2.jpg").write_bytes(b"")
+    result = _command(repository, "--source", small_cncb, "--val-patients", 10, root=tmp_path)
+    assert result.returncode == 2
+    errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and "1/2.jpg is an empty file" in errors[0]
+    assert "Traceback" not in result.stderr and not (tmp_path / "cncb").exists()

@@ -1,0 +1,293 @@
+"""Dataset names, the jsons behind them, and checks across datasets."""
+
+import json
+
+from d2_covid import get_config
+from d2_covid.data import datasets
+from d2_covid.data.cncb import prepare_lesions
+from d2_covid.data.coco_json import load_lesion_json
+from d2_covid.data.datasets import (
+    check_datasets,
+    check_mask_type,
+    check_patient_splits,
+    data_fingerprint,
+    ensure_registered,
+    register_lesions,
+)
+from d2_covid.data.lesion_masks import MASK_TYPES
+from d2_covid.data.pairing import pair_cncb
+from d2_covid.data.splits import split_by_patients
+from d2_covid.errors import UserError
+
+import numpy as np
+import pycocotools.mask as mask_util
+import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.structures import BoxMode
+from PIL import Image
+
+
+@pytest.fixture(autouse=True)
+def catalog(monkeypatch, tmp_path):
+    """Names registered in a test are gone after it, and sets are looked for below ``tmp_path/sets``."""
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "sets"))
+    before = set(DatasetCatalog)
+    yield
+    for name in set(DatasetCatalog) - before:
+        DatasetCatalog.remove(name)
+        datasets._sources.pop(name, None)
+    for name in list(MetadataCatalog):
+        if name in set(MetadataCatalog) - before:
+            MetadataCatalog.remove(name)
+
+
+@pytest.fixture
+def prepare(small_cncb, tmp_path):
+    """``prepare(set name, val patients)`` prepares the small set under ``$DETECTRON2_DATASETS``."""
+
+    def make(name="small", val=("2",), source=small_cncb):
+        pairing = pair_cncb(source)
+        prepare_lesions(pairing, split_by_patients(pairing.pairs, val), tmp_path / "sets" / name, progress=False)
+
+    return make
+
+
+@pytest.fixture
+def user_json(tmp_path):
+    """``user_json(**changes)`` writes a json of two 20x10 images with polygons; returns it and the image folder."""
+
+    def make(**changes):
+        folder = tmp_path / "own"
+        (folder / "ann" / "p7").mkdir(parents=True, exist_ok=True)
+        names = ["ann/p7/b.png", "a.png"]
+        for name in names:
+            Image.new("L", (20, 10)).save(folder / name)
+        annotation = {
+            "id": 5, "image_id": 2, "category_id": 1, "bbox": [2, 3, 4, 5],
+            "segmentation": [[2, 3, 6, 3, 6, 8, 2, 8]], **changes.pop("annotation", {}),
+        }  # fmt: skip
+        content = {
+            "images": [{"id": 9 - 7 * i, "file_name": n, "height": 10, "width": 20} for i, n in enumerate(names)],
+            "annotations": [{k: v for k, v in annotation.items() if v is not None}],
+            "categories": [{"id": 1, "name": "opacity"}],
+            **changes,
+        }
+        (folder / "own.json").write_text(json.dumps(content))
+        return folder / "own.json", folder
+
+    return make
+
+
+def _config(train, test, *opts):
+    return get_config(opts=["DATASETS.TRAIN", str(tuple(train)), "DATASETS.TEST", str(tuple(test)),
+                            "MODEL.ROI_HEADS.NUM_CLASSES", "1", *opts])  # fmt: skip
+
+
+# Names
+
+
+@pytest.mark.parametrize("name", ["cncb_merge_train", "phantom_both_val", "radiopaedia_ggo_val", "coronacases_ggo_val"])
+def test_importing_registers_the_builtin_names(name):
+    assert name in DatasetCatalog
+    metadata = MetadataCatalog.get(name)
+    assert metadata.evaluator_type == "lesion"
+    assert metadata.thing_classes == list(MASK_TYPES[metadata.mask_type])
+
+
+@pytest.mark.parametrize(
+    "name, command",
+    [
+        ("cncb_both_val", "prepare_cncb.py --source FOLDER --name cncb --mask-types both"),
+        ("phantom_merge_train", "prepare_phantoms.py"),
+    ],
+)
+def test_missing_set_names_the_path_and_the_command(name, command, tmp_path):
+    with pytest.raises(UserError) as error:
+        DatasetCatalog.get(name)
+    set_name, mask_type, split = name.split("_")
+    assert f"{tmp_path}/sets/{set_name}/annotations/{mask_type}_{split}.json" in str(error.value)
+    assert command in str(error.value) and "DETECTRON2_DATASETS" in str(error.value)
+
+
+def test_root_is_looked_up_when_data_is_asked_for(prepare, monkeypatch, tmp_path):
+    prepare("cncb")
+    assert len(DatasetCatalog.get("cncb_merge_train")) == 4
+    (tmp_path / "sets").rename(tmp_path / "moved")
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "moved"))
+    assert len(DatasetCatalog.get("cncb_merge_val")) == 1
+    DatasetCatalog.get("cncb_merge_train")
+    assert MetadataCatalog.get("cncb_merge_train").json_file.startswith(str(tmp_path / "moved"))
+
+
+def test_prepared_sets_have_names_without_code(prepare):
+    prepare("my_hospital")
+    ensure_registered(["my_hospital_both_train", "cncb_merge_val"])
+    ensure_registered(["my_hospital_both_train"])
+    assert len(DatasetCatalog.get("my_hospital_both_train")) == 4
+    assert MetadataCatalog.get("my_hospital_both_train").thing_classes == ["GGO", "consolidation"]
+
+
+@pytest.mark.parametrize("name", ["lesions", "cncb_all_train", "merge_train"])
+def test_names_of_another_form_are_refused(name):
+    with pytest.raises(UserError, match=f"Unknown dataset '{name}'.*--register-lesions"):
+        ensure_registered([name])
+
+
+def test_registering_twice(user_json):
+    path, images = user_json()
+    register_lesions("own", path, images)
+    register_lesions("own", path, images)
+    with pytest.raises(UserError, match="own is taken"):
+        register_lesions("own", path, images, "merge")
+    with pytest.raises(UserError, match="cncb_merge_train is taken"):
+        register_lesions("cncb_merge_train", path, images)
+
+
+# Loading
+
+
+def test_dataset_dicts_and_metadata(prepare, small_cncb, tmp_path):
+    prepare("cncb")
+    dicts = DatasetCatalog.get("cncb_both_train")
+    assert [d["file_name"] for d in dicts] == [
+        str(small_cncb / "image" / n) for n in ("1/2.jpg", "1/10.jpg", "10/1.jpg", "10/2.jpg")
+    ]
+    assert [d["patient_id"] for d in dicts] == ["1", "1", "10", "10"]
+    assert [[a["category_id"] for a in d["annotations"]] for d in dicts] == [[0], [1], [], []]
+    assert all((d["height"], d["width"]) == (48, 64) for d in dicts)
+    assert dicts[1]["annotations"][0]["bbox"] == [30, 20, 10, 15]
+    assert dicts[1]["annotations"][0]["bbox_mode"] == BoxMode.XYWH_ABS
+    metadata = MetadataCatalog.get("cncb_both_train")
+    assert metadata.json_file == str(tmp_path / "sets/cncb/annotations/both_train.json")
+    assert metadata.thing_dataset_id_to_contiguous_id == {1: 0, 2: 1}
+    assert (metadata.mask_type, metadata.evaluator_type) == ("both", "lesion")
+
+
+def test_users_polygons_and_names(user_json):
+    path, images = user_json()
+    register_lesions("own", path, images)
+    first, second = DatasetCatalog.get("own")
+    # In the order of image ids; without patient_id, the folder is the patient, or the file.
+    assert [first["patient_id"], second["patient_id"]] == ["a", "p7"]
+    assert second["annotations"] == []
+    mask = mask_util.decode(first["annotations"][0]["segmentation"])
+    assert mask.shape == (10, 20) and mask.sum() == mask[3:8, 2:6].sum() == 20
+    metadata = MetadataCatalog.get("own")
+    assert (metadata.thing_classes, metadata.mask_type) == (["opacity"], "merge")
+
+
+def test_uncompressed_run_length_codes(user_json):
+    path, _ = user_json(annotation={"segmentation": {"size": [10, 20], "counts": [23, 5, 172]}, "bbox": [2, 3, 1, 5]})
+    rle = load_lesion_json(path).dicts[0]["annotations"][0]["segmentation"]
+    assert isinstance(rle["counts"], str) and mask_util.decode(rle)[3:8, 2].sum() == 5
+
+
+def test_image_folder_of_the_json_itself(user_json):
+    path, folder = user_json(info={"image_root": "../own"})
+    assert load_lesion_json(path).image_root.resolve() == folder
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"annotation": {"category_id": 2}}, "has category id 2; its categories are 1 to 1"),
+        ({"categories": [{"id": 0, "name": "x"}]}, r"category ids are \[0\]; number .* from 1"),
+        ({"categories": [{"id": 1, "name": "x"}, {"id": 3, "name": "y"}]}, r"category ids are \[1, 3\]"),
+        ({"categories": []}, r"category ids are \[\]"),
+        ({"annotation": {"segmentation": None}}, "a.png has no segmentation"),
+        ({"annotation": {"segmentation": []}}, "a.png has no segmentation"),
+        ({"annotation": {"segmentation": [[1, 2]]}}, "neither polygons nor run-length code .*three points"),
+        ({"annotation": {"segmentation": "mask"}}, "neither polygons nor run-length code"),
+        ({"annotation": {"segmentation": {"size": [20, 10], "counts": [100, 100]}}}, "mask of 10x20 on an image of 20"),
+        ({"annotation": {"segmentation": {"size": [10, 20], "counts": [200]}}}, "without a pixel"),
+        ({"annotation": {"bbox": [2, 3, 30, 5]}}, r"the box \[2, 3, 30, 5\].* outside its 20x10 image"),
+        ({"annotation": {"bbox": [-9, 3, 3, 5]}}, "outside its 20x10 image"),
+        ({"annotation": {"bbox": [2, 3, 0, 5]}}, "empty or outside"),
+        ({"annotation": {"bbox": [2, 3]}}, "a box is"),
+        ({"annotation": {"bbox": None}}, "has no 'bbox'"),
+        ({"annotation": {"image_id": 77}}, "belongs to image id 77"),
+        ({"images": [{"id": 1, "file_name": "a.png", "height": 10}]}, "image a.png has no 'width'"),
+        ({"images": [{"id": 1, "file_name": "a.png", "height": 10, "width": 20}] * 2}, "image id 1 is given twice"),
+        ({"images": []}, "lists no image"),
+        ({"annotations": {}}, "has no list 'annotations'"),
+        ({"annotations": ["x"]}, "every entry of 'annotations'"),
+    ],
+)
+def test_jsons_that_training_would_trip_over_are_refused(user_json, changes, message):
+    path, _ = user_json(**changes)
+    with pytest.raises(UserError, match=message) as error:
+        load_lesion_json(path)
+    assert "own.json" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_box_may_count_its_last_pixel(user_json):
+    path, _ = user_json(annotation={"bbox": [16, 3, 5, 5]})
+    assert len(load_lesion_json(path).dicts[0]["annotations"]) == 1
+
+
+@pytest.mark.parametrize("text", ["{", "", "[1]", '{"images": 3}', "\x00"])
+def test_files_that_are_no_coco_json_are_refused(tmp_path, text):
+    (tmp_path / "x.json").write_text(text)
+    with pytest.raises(UserError, match=r"x\.json (is not a json file|has no list)"):
+        load_lesion_json(tmp_path / "x.json")
+
+
+# Checks across datasets
+
+
+def test_mask_type_and_classes_must_fit_the_config(prepare):
+    prepare("cncb")
+    check_mask_type(_config(["cncb_merge_train"], ["cncb_merge_val"]))
+    with pytest.raises(UserError, match="cncb_both_val holds 'both' masks, but DATASETS.MASK_TYPE is 'merge'"):
+        check_mask_type(_config(["cncb_merge_train"], ["cncb_both_val"]))
+    with pytest.raises(UserError, match=r"1 lesion class\(es\) \(lesion\), but MODEL.ROI_HEADS.NUM_CLASSES is 2"):
+        check_mask_type(_config(["cncb_merge_train"], [], "MODEL.ROI_HEADS.NUM_CLASSES", "2"))
+
+
+def test_json_of_another_mask_type_is_refused(prepare, tmp_path):
+    prepare("cncb")
+    annotations = tmp_path / "sets/cncb/annotations"
+    (annotations / "ggo_val.json").replace(annotations / "merge_val.json")
+    with pytest.raises(UserError, match="holds 'ggo' masks, not 'merge'"):
+        DatasetCatalog.get("cncb_merge_val")
+
+
+def test_number_of_classes_must_fit_the_mask_type(user_json):
+    with pytest.raises(UserError, match=r"1 lesion class\(es\) \(opacity\), but mask type 'both' has 2"):
+        load_lesion_json(user_json()[0], mask_type="both")
+
+
+def test_check_datasets_passes_what_fits(prepare):
+    prepare("cncb")
+    check_datasets(_config(["cncb_merge_train"], ["cncb_merge_val"]))
+
+
+def test_a_patient_in_training_and_test_is_refused(prepare):
+    prepare("cncb", val=["2", "10"])
+    prepare("other", val=["1", "2"])
+    with pytest.raises(UserError, match=r"Patient 1 in both DATASETS.TRAIN \(cncb_merge_train\).*\(other_merge_val\)"):
+        check_datasets(_config(["cncb_merge_train"], ["other_merge_val"]))
+    with pytest.raises(UserError, match="Patients 2, 10 in both"):
+        check_patient_splits(["cncb_merge_val"], ["cncb_merge_val"])
+
+
+def test_patients_of_unrelated_sets_may_share_a_number(prepare, make_cncb, slice_mask):
+    prepare("cncb", val=["2"])
+    prepare("radiopaedia", val=["1"], source=make_cncb({"1/1": slice_mask(), "2/1": slice_mask()}, folder="elsewhere"))
+    check_patient_splits(["cncb_merge_train"], ["radiopaedia_merge_val"])
+
+
+def test_fingerprint_tells_data_apart(prepare, tmp_path):
+    prepare("cncb")
+    names = ["cncb_merge_train", "cncb_merge_val"]
+    fingerprint = data_fingerprint(names)
+    assert len(fingerprint) == 64 and fingerprint == data_fingerprint(names)
+    assert fingerprint != data_fingerprint(names[:1])
+    path = tmp_path / "sets/cncb/annotations/merge_val.json"
+    path.write_text(path.read_text() + " ")
+    assert fingerprint != data_fingerprint(names)
+
+
+def test_fingerprint_of_a_dataset_that_other_code_registered():
+    DatasetCatalog.register("foreign", lambda: [{"file_name": "a", "array": np.arange(2)}])
+    assert data_fingerprint(["foreign"]) == data_fingerprint(["foreign"])

@@ -1,0 +1,196 @@
+"""Results, intervals, the evaluator and its files."""
+
+import json
+import math
+
+from d2_covid.config import get_config
+from d2_covid.errors import UserError
+from d2_covid.evaluation.bootstrap import bootstrap_interval
+from d2_covid.evaluation.calibration import image_scores
+from d2_covid.evaluation.classification import ImageClassEvaluator, read_predictions, write_predictions
+from d2_covid.evaluation.classification_results import (
+    NO_WIDTH,
+    IntervalOptions,
+    SlicePredictions,
+    classification_results,
+    flat_values,
+)
+
+import numpy as np
+import pytest
+import torch
+
+NAMES = ("control", "common pneumonia", "COVID-19")
+FEW = IntervalOptions(resamples=50)
+
+
+def predictions(size=60, patients=12, classes=3, seed=0, skill=1.5):
+    rng = np.random.default_rng(seed)
+    truth = np.arange(size) * patients // max(size, 1) % classes
+    logits = rng.normal(size=(size, classes))
+    logits[np.arange(size), truth] += skill
+    ids = [f"p{index * patients // size}" if patients else "" for index in range(size)]
+    files = [f"slice, {index}.png" for index in range(size)]
+    return SlicePredictions(files, ids, [""] * size, truth, logits, image_scores(logits), NAMES[:classes])
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_results_are_whole_and_valid_json(classes):
+    given = predictions(classes=classes)
+    results = classification_results(given, FEW)
+    json.dumps(results, allow_nan=False)
+    assert results["slices"] == 60 and results["patients"] == 12 and sum(results["slices_by_class"]) == 60
+    assert np.trace(results["confusion"]["counts"]) == results["measures"]["accuracy"]["numerator"]
+    assert set(results["by_patient"]) == {"any_k", "top_k_mean", "mean"}
+    assert results["by_patient"]["mean"]["patients"] == 12
+    interval = results["measures"]["auc"]["interval"]
+    assert interval["method"] == "bootstrap over patients" and interval["low"] < interval["high"]
+    flat = flat_values(results)
+    assert set(flat) == {"image", "patient"}
+    kinds = ("sensitivity", "specificity", "ppv", "npv", "f1", "auc", "average_precision")
+    names = ("accuracy", "balanced_accuracy", "macro_f1", "mcc", "auc", "average_precision", "ece", "brier")
+    assert set(flat["image"]) == {*names, *(f"{k}-{n.replace(' ', '_')}" for k in kinds for n in NAMES[:classes])}
+    assert all(isinstance(value, float) for value in flat["image"].values())
+
+
+def test_the_same_predictions_give_the_same_results():
+    assert classification_results(predictions(), FEW) == classification_results(predictions(), FEW)
+
+
+def test_without_patients_wilson_and_slices_and_it_says_so():
+    results = classification_results(predictions(patients=0), FEW)
+    assert results["patients"] is None and results["by_patient"] == {}
+    assert "no patients" in results["intervals"]["note"] and results["intervals"]["unit"] == "slice"
+    methods = {name: entry["interval"]["method"] for name, entry in results["measures"].items()}
+    assert methods["accuracy"] == methods["ppv-control"] == "Wilson"
+    assert methods["auc"] == methods["f1-control"] == methods["mcc"] == "bootstrap over slices"
+    assert set(flat_values(results)) == {"image"}
+
+
+def test_one_slice_without_a_patient_makes_patients_unknown():
+    given = predictions()
+    given.patient_ids[3] = ""
+    assert classification_results(given, FEW)["patients"] is None
+
+
+def test_no_intervals_when_none_are_asked_for():
+    results = classification_results(predictions(), IntervalOptions(resamples=0))
+    assert all(entry["interval"] is None for entry in results["measures"].values())
+
+
+@pytest.mark.parametrize("size", [0, 1])
+def test_hardly_any_slices(size):
+    given = predictions(size=size, patients=size)
+    results = classification_results(given, FEW)
+    json.dumps(results, allow_nan=False)
+    flat = flat_values(results)["image"]
+    assert math.isnan(flat["mcc"]) and math.isnan(flat["balanced_accuracy"])
+    assert results["measures"]["mcc"]["reason"]
+
+
+def test_a_perfect_score_is_not_certainty():
+    results = classification_results(predictions(skill=50), FEW)
+    accuracy = results["measures"]["accuracy"]
+    assert accuracy["value"] == 1 and accuracy["interval"]["note"] == NO_WIDTH
+
+
+def test_few_patients_are_remarked():
+    assert "3 patients" in classification_results(predictions(patients=3), FEW)["intervals"]["note"]
+    assert classification_results(predictions(size=200, patients=40), FEW)["intervals"]["note"] == ""
+
+
+def test_patient_intervals_cover_where_slice_intervals_do_not():
+    """Slices of a patient are alike: 30 patients of 8 slices, each right or wrong together, chance 0.8."""
+    rng = np.random.default_rng(0)
+    covered = {"patient": 0, "slice": 0}
+    rounds = 120
+    for _ in range(rounds):
+        right = np.repeat(rng.random(30) < 0.8, 8)
+        for unit, groups in (("patient", np.repeat(np.arange(30), 8).tolist()), ("slice", list(range(240)))):
+            interval = bootstrap_interval(
+                lambda weights, right=right: float(weights @ right / weights.sum()), groups, resamples=200
+            )
+            covered[unit] += interval.low <= 0.8 <= interval.high
+    assert covered["patient"] / rounds > 0.88
+    assert covered["slice"] / rounds < 0.7
+
+
+def config(**test):
+    opts = [item for name, value in test.items() for item in (f"TEST.{name}", value)]
+    return get_config(opts=opts)
+
+
+def batch(given):
+    inputs = [
+        {"image_id": i, "file_name": f, "patient_id": p, "scan_id": s, "image_class": int(c)}
+        for i, (f, p, s, c) in enumerate(zip(given.files, given.patient_ids, given.scan_ids, given.truth))
+    ]
+    outputs = [
+        {"image_logits": torch.from_numpy(logit), "image_scores": torch.from_numpy(score)}
+        for logit, score in zip(given.logits, given.scores)
+    ]
+    return inputs, outputs
+
+
+def test_evaluator_scores_each_slice_once_and_in_order(tmp_path):
+    given = predictions()
+    inputs, outputs = batch(given)
+    evaluator = ImageClassEvaluator("set", NAMES, output_dir=tmp_path, intervals=FEW)
+    order = np.random.default_rng(0).permutation(60).tolist()
+    for index in [*order, 5, 6]:  # an even share of slices among processes repeats some
+        evaluator.process([inputs[index]], [outputs[index]])
+    found = evaluator.evaluate()
+    assert found == flat_values(classification_results(given, FEW))
+    saved = json.loads((tmp_path / "results.json").read_text())
+    assert saved["schema_version"] == 1 and saved["dataset"] == "set" and saved["slices"] == 60
+    evaluator.reset()
+    assert math.isnan(evaluator.evaluate()["image"]["accuracy"])
+
+
+def test_predictions_can_be_scored_again(tmp_path):
+    given = predictions()
+    write_predictions(tmp_path / "predictions.csv", given)
+    read = read_predictions(tmp_path / "predictions.csv")
+    assert list(read.files) == list(given.files) and list(read.class_names) == list(given.class_names)
+    assert classification_results(read, FEW) == classification_results(given, FEW)
+    np.testing.assert_array_equal(read.logits, given.logits)
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [("", "first line"), ("a,b\n1,2\n", "first line"), (None, "Cannot read")],
+)
+def test_other_files_are_no_predictions(tmp_path, text, said):
+    path = tmp_path / "predictions.csv"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(UserError, match=said):
+        read_predictions(path)
+
+
+def test_damaged_predictions(tmp_path):
+    path = tmp_path / "predictions.csv"
+    write_predictions(path, predictions())
+    path.write_text(path.read_text()[:-30])
+    with pytest.raises(UserError, match="damaged"):
+        read_predictions(path)
+
+
+def test_evaluator_from_config(tmp_path):
+    evaluator = ImageClassEvaluator.from_config(config(BOOTSTRAP=7), "covidx_ct_test", tmp_path)
+    assert evaluator._intervals == IntervalOptions(resamples=7, seed=0)
+    evaluator = ImageClassEvaluator.from_config(config(), "covidx_ct_test", tmp_path, bootstrap=0)
+    assert evaluator._intervals.resamples == 0
+    with pytest.raises(UserError, match="covid_ct_val has 2 image classes .* and the model has 3"):
+        ImageClassEvaluator.from_config(config(), "covid_ct_val", tmp_path)
+
+
+def test_the_report_gets_results_predictions_and_path(tmp_path):
+    calls = []
+    evaluator = ImageClassEvaluator(
+        "set", NAMES, output_dir=tmp_path, intervals=FEW, report=lambda *arguments: calls.append(arguments)
+    )
+    evaluator.process(*batch(predictions()))
+    evaluator.evaluate()
+    (results, given, path), = calls
+    assert results["dataset"] == "set" and len(given.truth) == 60 and path == tmp_path / "classification.html"

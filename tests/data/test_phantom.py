@@ -224,7 +224,12 @@ def test_masks_are_outlines_and_not_confetti():
 
 @pytest.mark.parametrize(
     ("arguments", "says"),
-    (((0, 3, 4), "class is 0, 1 or 2, not 3"), ((0, 0, 0), "0 slices"), ((-1, 0, 1), "seed -1"), ((0, 0, 1, 32), "32 pixels")),
+    (
+        ((0, 3, 4), "class is 0, 1 or 2, not 3"),
+        ((0, 0, 0), "0 slices"),
+        ((-1, 0, 1), "seed -1"),
+        ((0, 0, 1, 32), "32 pixels"),
+    ),
 )
 def test_arguments_out_of_range(arguments, says):
     with pytest.raises(UserError, match=says):

@@ -1,0 +1,170 @@
+"""ROI heads of the segmentation model and of the classifier.
+
+Shape shorthand: N images, R RoIs over all images, Ri of image i, K lesion classes, D ranked detections an image,
+C image classes.
+"""
+
+from dataclasses import dataclass
+from typing import Sequence
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import ROI_HEADS_REGISTRY, StandardROIHeads
+from detectron2.structures import ImageList, Instances
+from torch import nn
+
+from ..errors import UserError, check_choice
+from .box_predictor import LesionBoxPredictor
+from .image_classifier import LOSSES, ImageClassifier, image_loss
+from .ranking import FEATURES, PADDING, RankedBatch, rank_detections
+
+
+@ROI_HEADS_REGISTRY.register()
+class LesionROIHeads(StandardROIHeads):
+    """``StandardROIHeads`` with :class:`LesionBoxPredictor`: softmax or sigmoid scores."""
+
+    @classmethod
+    def _init_box_head(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
+        ret = super()._init_box_head(cfg, input_shape)
+        ret["box_predictor"] = LesionBoxPredictor(cfg, ret["box_head"].output_shape)
+        return ret
+
+
+@dataclass(frozen=True)
+class RankingOptions:
+    """How an image's detections become its ranked batch: the keyword arguments of :func:`rank_detections`."""
+
+    num_rois: int = 128
+    features: str = "deltas"
+    score_thresh: float = -0.01
+    nms_thresh: float = 0.75
+    drop_empty: bool = True
+    padding: str = "even"
+    padding_seed: int = 0
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> "RankingOptions":
+        """The options in ``MODEL.CLASSIFIER``.
+
+        Raises:
+            UserError: a name that is not known.
+        """
+        node = cfg.MODEL.CLASSIFIER
+        check_choice("MODEL.CLASSIFIER.FEATURES", node.FEATURES, FEATURES)
+        check_choice("MODEL.CLASSIFIER.PADDING", node.PADDING, PADDING)
+        return cls(
+            num_rois=node.NUM_ROIS,
+            features=node.FEATURES,
+            score_thresh=node.SCORE_THRESH,
+            nms_thresh=node.NMS_THRESH,
+            drop_empty=node.DROP_EMPTY,
+            padding=node.PADDING,
+            padding_seed=node.PADDING_SEED,
+        )
+
+
+@ROI_HEADS_REGISTRY.register()
+class CovidROIHeads(LesionROIHeads):
+    """The segmentation model's heads, frozen in inference mode, and module S on their ranked detections.
+
+    In training it takes the images' classes and returns the image loss. In inference it returns the very instances
+    that the segmentation model would, masks included where ``MODEL.MASK_ON`` is set, and the image logits, which
+    depend on neither masks nor the thresholds of the instances.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        image_classifier: nn.Module,
+        ranking: RankingOptions,
+        loss: str = "bce",
+        class_weights: Sequence[float] = (),
+        **kwargs,
+    ):
+        """
+        Args:
+            image_classifier: module S, (N, D, 5) to (N, C).
+            ranking: how detections are ranked.
+            loss: ``"bce"`` or ``"ce"``.
+            class_weights: C numbers, or empty.
+            kwargs: as for ``StandardROIHeads``.
+        """
+        super().__init__(**kwargs)
+        self.image_classifier = image_classifier
+        self.ranking = ranking
+        self.loss = loss
+        self.class_weights = tuple(class_weights)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
+        ret = super().from_config(cfg, input_shape)
+        node = cfg.MODEL.CLASSIFIER
+        check_choice("MODEL.CLASSIFIER.LOSS", node.LOSS, LOSSES)
+        if node.CLASS_WEIGHTS and len(node.CLASS_WEIGHTS) != node.NUM_CLASSES:
+            raise UserError(
+                f"MODEL.CLASSIFIER.CLASS_WEIGHTS has {len(node.CLASS_WEIGHTS)} numbers for {node.NUM_CLASSES} classes."
+            )
+        ret["image_classifier"] = ImageClassifier(cfg)
+        ret["ranking"] = RankingOptions.from_config(cfg)
+        ret["loss"] = node.LOSS
+        ret["class_weights"] = node.CLASS_WEIGHTS
+        return ret
+
+    def train(self, mode: bool = True) -> "CovidROIHeads":
+        """Training mode is for module S alone; the detector's heads stay in inference mode."""
+        super().train(False)
+        self.training = mode
+        self.image_classifier.train(mode)
+        return self
+
+    def forward(
+        self,
+        images: ImageList,
+        features: dict[str, torch.Tensor],
+        proposals: list[Instances],
+        targets: torch.Tensor | None = None,
+    ) -> tuple[list[Instances], dict[str, torch.Tensor | RankedBatch]]:
+        """
+        Args:
+            targets: (N,) int64 image classes; needed in training only.
+
+        Returns:
+            In training: no instances, and ``{"loss_image": scalar}``.
+            In inference: the N images' instances, and ``{"image_logits": (N, C), "ranked": RankedBatch}``.
+        """
+        del images
+        predictions = self.predict(features, proposals)
+        ranked = self.rank(predictions, proposals)
+        if self.training:
+            return [], self.image_losses(ranked.rows, targets)
+        image_logits = self.image_classifier(ranked.rows)
+        instances, _ = self.box_predictor.inference(predictions, proposals)
+        instances = self.forward_with_given_boxes(features, instances)
+        return instances, {"image_logits": image_logits, "ranked": ranked}
+
+    def predict(
+        self, features: dict[str, torch.Tensor], proposals: list[Instances]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Class logits (R, K + 1) and deltas (R, K * 4) of all proposals."""
+        proposal_boxes = [p.proposal_boxes for p in proposals]
+        box_features = self.box_pooler([features[f] for f in self.box_in_features], proposal_boxes)
+        return self.box_predictor(self.box_head(box_features))
+
+    def image_losses(self, rows: torch.Tensor, image_classes: torch.Tensor) -> dict[str, torch.Tensor]:
+        """``{"loss_image": scalar}`` of ranked rows (N, D, 5) with their images' classes (N,)."""
+        return {"loss_image": image_loss(self.image_classifier(rows), image_classes, self.loss, self.class_weights)}
+
+    def rank(self, predictions: tuple[torch.Tensor, torch.Tensor], proposals: list[Instances]) -> RankedBatch:
+        """The ranked batch of the box head's predictions, differentiable in both."""
+        scores = torch.cat(self.box_predictor.predict_probs(predictions, proposals))[:, :-1]
+        boxes = torch.cat(self.box_predictor.predict_boxes(predictions, proposals))
+        return rank_detections(
+            scores,
+            predictions[1],
+            boxes,
+            [len(p) for p in proposals],
+            [p.image_size for p in proposals],
+            **vars(self.ranking),
+        )

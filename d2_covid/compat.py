@@ -10,6 +10,7 @@ import importlib.util
 import re
 import sys
 import types
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable
@@ -22,7 +23,7 @@ DETECTRON2_MISSING = (
 
 @dataclass(frozen=True)
 class Patch:
-    """One repair: ``line`` in ``upstream`` fails because ``missing()`` holds; ``apply`` supplies what it asks for."""
+    """One repair: ``line`` in ``upstream`` fails (or makes noise) where ``missing()`` holds; ``apply`` mends that."""
 
     name: str
     upstream: str
@@ -107,6 +108,11 @@ def _install_missing_ops() -> None:
     detectron2._C = stand_in
 
 
+def _quieten_meshgrid() -> None:
+    # Detectron2's call keeps its meaning; only PyTorch's notice, at every command's first image, goes.
+    warnings.filterwarnings("ignore", message="torch.meshgrid: in an upcoming release", category=UserWarning)
+
+
 PATCHES = (
     Patch(
         "numpy.bool/int/float/str",
@@ -128,6 +134,13 @@ PATCHES = (
         "from detectron2 import _C",
         lambda root: not has_compiled_ops(root),
         _install_missing_ops,
+    ),
+    Patch(
+        "torch.meshgrid's notice",
+        "modeling/anchor_generator.py",
+        "    shift_y, shift_x = torch.meshgrid(shifts_y, shifts_x)",
+        lambda _: True,
+        _quieten_meshgrid,
     ),
 )
 

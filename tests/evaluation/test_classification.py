@@ -45,6 +45,9 @@ def test_results_are_whole_and_valid_json(classes):
     assert results["by_patient"]["mean"]["patients"] == 12
     interval = results["measures"]["auc"]["interval"]
     assert interval["method"] == "bootstrap over patients" and interval["low"] < interval["high"]
+    by_patient = results["by_patient"]["mean"]["measures"]
+    assert by_patient["accuracy"]["interval"]["method"] == "Wilson"  # one case a patient
+    assert by_patient["auc"]["interval"]["method"] == "bootstrap over patients"
     flat = flat_values(results)
     assert set(flat) == {"image", "patient"}
     kinds = ("sensitivity", "specificity", "ppv", "npv", "f1", "auc", "average_precision")

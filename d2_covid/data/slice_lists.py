@@ -1,0 +1,200 @@
+"""Lists of slices and their image class: COVIDx-CT's split files, the paper's list of 3,000, and plain CSV.
+
+Pure parsers from text to :class:`ListedSlice`; :mod:`.slices` finds the images and registers the lists.
+"""
+
+import csv
+import io
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from ..errors import UserError
+
+IMAGE_CLASSES = ("control", "common pneumonia", "COVID-19")
+"""The paper's classes; COVIDx-CT numbers them the same way."""
+
+# Other names of the three classes, as data sets write them.
+_ALIASES = {
+    "normal": "control",
+    "healthy": "control",
+    "cp": "common pneumonia",
+    "cap": "common pneumonia",
+    "pneumonia": "common pneumonia",
+    "ncp": "COVID-19",
+    "covid": "COVID-19",
+    "covid19": "COVID-19",
+}
+
+# CNCB's class folders, by the class number that the paper's list puts in their place.
+_CNCB_FOLDERS = ("Normal", "CP", "NCP")
+
+# How the sources of COVIDx-CT (1, 2A, 2B, 3A, 3B) name patient, scan and slice. The first pattern that fits decides.
+# COVID-19-20 took its volumes from the TCIA set, so "volume-covid19-A-0003" is one patient in both.
+_NAMES = tuple(
+    re.compile(pattern)
+    for pattern in (
+        r"(?P<scan>(?P<patient>(?:Normal|CP|NCP)_\d+)_\d+)_\d+",  # CNCB
+        r"(?P<scan>(?P<patient>HUST-Patient\d+))-\d+",  # iCTCF
+        r"(?P<scan>(?P<patient>LIDC-IDRI-\d+)-[\d.]+)-\d+",
+        r"(?P<scan>(?P<patient>volume-covid19-A-\d+)(?:_ct)?)-\d+",  # TCIA, COVID-19-20
+        r"(?P<scan>(?P<patient>coronacases_\d+))-\d+",
+        r"(?P<scan>(?P<patient>radiopaedia_\d+_\d+)_\d+)-\d+",  # COVID-19 CT lung and infection segmentation
+        r"(?P<scan>(?P<patient>radiopaedia-\d+)-\d+-\d+)-\d+",
+        r"(?P<scan>[^_]+_(?P<patient>patient\d+)_SR_\d+)_IM\d+",  # COVID-CTSet
+        r"(?P<scan>(?P<patient>COVIDCTMD-\w+))-\w+",
+        r"(?P<scan>(?P<patient>STOIC-\d+))-\d+",
+        r"(?P<scan>(?P<patient>A\d{6})-.+)-\d+",  # Stony Brook
+        r"(?P<scan>(?P<patient>study_\d+))-\d+",  # MosMedData
+    )
+)
+
+
+@dataclass(frozen=True)
+class ListedSlice:
+    """One line of a list.
+
+    Attributes:
+        file: as listed, relative to the image folder.
+        image_class: number of its class.
+        patient_id, scan_id: "" where the list doesn't say.
+        split: "" where the list has no such column.
+        line: number of its line in the list, from 1.
+    """
+
+    file: str
+    image_class: int
+    patient_id: str = ""
+    scan_id: str = ""
+    split: str = ""
+    line: int = 0
+
+
+def covidx_ids(file: str) -> tuple[str, str]:
+    """Patient and scan that a COVIDx-CT file name tells; two empty strings for a name of no known source.
+
+    >>> covidx_ids("NCP_96_1328_0035.png")
+    ('NCP_96', 'NCP_96_1328')
+    """
+    stem = PurePosixPath(cncb_file(file)).stem
+    for pattern in _NAMES:
+        if match := pattern.fullmatch(stem):
+            return match["patient"], match["scan"]
+    return "", ""
+
+
+def cncb_file(file: str) -> str:
+    """The COVIDx-CT name of a file of the paper's list, which has the class number for CNCB's folder
+    (``0_1728_1013_0023.png`` is ``Normal_1728_1013_0023.png``); any other name as it is."""
+    path = PurePosixPath(file)
+    match = re.fullmatch(r"([012])(_\d+_\d+_\d+\.\w+)", path.name)
+    return str(path.with_name(_CNCB_FOLDERS[int(match[1])] + match[2])) if match else file
+
+
+def class_number(label: str, image_classes: Sequence[str]) -> int | None:
+    """Number of a class given by number or name, whatever its case; None if it is neither."""
+    label = label.strip()
+    if re.fullmatch(r"\d+", label):
+        return int(label) if int(label) < len(image_classes) else None
+    names = [name.casefold() for name in image_classes]
+    known = _ALIASES.get(label.casefold(), label).casefold()
+    for name in (label.casefold(), known):
+        if name in names:
+            return names.index(name)
+    return None
+
+
+def read_list(path: str | Path, image_classes: Sequence[str] = IMAGE_CLASSES) -> list[ListedSlice]:
+    """Read a list of slices in any of the three formats; its first line tells which.
+
+    * COVIDx-CT: ``file class [xmin ymin xmax ymax]``. The box of the body isn't used: the paper takes whole slices.
+    * the paper's list: ``file``, whose name begins with the class (``0_1728_1013_0023.png``).
+    * CSV with a header: ``file,label`` and, if known, ``patient_id``, ``scan_id`` and ``split``; other columns are
+      passed over.
+
+    Returns:
+        One entry a file, in the list's order; a file that is listed again with the same class counts once.
+
+    Raises:
+        UserError: the file is missing, empty or in no such format, a class is unknown, or a file has two classes; the
+            message names file and line.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file.") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} can't be read as a list of slices: {error}.") from error
+    first = next((line for line in text.splitlines() if line.strip()), "")
+    if not first:
+        raise UserError(f"{path} lists no slices.")
+    parse = _parse_csv if "," in first else _parse_columns
+    listed = list(parse(text, str(path), image_classes))
+    if not listed:
+        raise UserError(f"{path} lists no slices.")
+    return _without_repeats(listed, path)
+
+
+def count_by_class(listed: Iterable[ListedSlice], num_classes: int) -> list[int]:
+    """Slices of each class."""
+    counts = Counter(entry.image_class for entry in listed)
+    return [counts[c] for c in range(num_classes)]
+
+
+def _parse_columns(text: str, source: str, image_classes: Sequence[str]) -> Iterator[ListedSlice]:
+    for number, line in enumerate(text.splitlines(), 1):
+        fields = line.split()
+        if not fields:
+            continue
+        where = f"{source}, line {number}"
+        if len(fields) not in (1, 2, 6):
+            raise UserError(f"{where}: expected 'file class xmin ymin xmax ymax' or 'file', not {line.strip()!r}.")
+        if len(fields) == 6 and not all(re.fullmatch(r"-?\d+", box) for box in fields[2:]):
+            raise UserError(f"{where}: the box {' '.join(fields[2:])} is not four whole numbers.")
+        file = fields[0].replace("\\", "/")
+        label = fields[1] if len(fields) > 1 else PurePosixPath(file).name.split("_")[0]
+        patient, scan = covidx_ids(file)
+        yield ListedSlice(file, _class(label, image_classes, where), patient, scan, line=number)
+
+
+def _parse_csv(text: str, source: str, image_classes: Sequence[str]) -> Iterator[ListedSlice]:
+    reader = csv.DictReader(io.StringIO(text), skipinitialspace=True)
+    columns = [name.strip() for name in reader.fieldnames or ()]
+    if missing := [name for name in ("file", "label") if name not in columns]:
+        raise UserError(f"{source}, line 1: a header 'file,label[,patient_id,scan_id,split]' lacks {missing[0]!r}.")
+    reader.fieldnames = columns
+    for row in reader:
+        where = f"{source}, line {reader.line_num}"
+        values = {name: (row.get(name) or "").strip() for name in columns}
+        if not values["file"]:
+            raise UserError(f"{where}: no file.")
+        yield ListedSlice(
+            values["file"].replace("\\", "/"),
+            _class(values["label"], image_classes, where),
+            values.get("patient_id", ""),
+            values.get("scan_id", ""),
+            values.get("split", ""),
+            reader.line_num,
+        )
+
+
+def _class(label: str, image_classes: Sequence[str], where: str) -> int:
+    number = class_number(label, image_classes)
+    if number is None:
+        known = ", ".join(f"{index} {name}" for index, name in enumerate(image_classes))
+        raise UserError(f"{where}: unknown class {label!r}; the classes are {known}.")
+    return number
+
+
+def _without_repeats(listed: list[ListedSlice], path: Path) -> list[ListedSlice]:
+    first: dict[str, ListedSlice] = {}
+    for entry in listed:
+        earlier = first.setdefault(entry.file, entry)
+        if (earlier.image_class, earlier.split) != (entry.image_class, entry.split):
+            raise UserError(
+                f"{path}, line {entry.line}: {entry.file} has another class or split there than on line {earlier.line}."
+            )
+    return list(first.values())

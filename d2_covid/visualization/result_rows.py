@@ -1,0 +1,72 @@
+"""The figures of ``results.json`` in words, for a reader who has not met their names."""
+
+from typing import Any, Mapping
+
+from .summary import ResultRow
+
+# Metric -> its name in words, and what it says; the order in which they are shown.
+LESION_METRICS = {
+    "segm/AP50": ("Mask AP50", "lesions found and outlined with an overlap (IoU) of at least 0.5"),
+    "segm/AP75": ("Mask AP75", "the same at 0.75: how exact the outlines are"),
+    "segm/AP": ("Mask AP", "COCO's average precision, mean over overlaps of 0.50 to 0.95"),
+    "bbox/AP50": ("Box AP50", "the same for boxes, at an overlap of 0.5"),
+    "bbox/AP": ("Box AP", "mean over overlaps of 0.50 to 0.95"),
+    "paper_ap/AP50": ("AP50 as the paper counts", "mean over slices instead of over all detections"),
+    "paper_ap/AP": ("AP as the paper counts", "mean over slices and over overlaps of 0.50 to 0.95"),
+    "union/dice": ("Dice of the lesion area", "mean over slices"),
+    "union/pooled_dice": ("Dice of the lesion area, pooled", "over the pixels of all slices together"),
+    "union/sensitivity": ("Pixel sensitivity", "share of lesion pixels that were found, mean over slices"),
+    "union/specificity": ("Pixel specificity", "share of the other pixels that were left alone, mean over slices"),
+}
+
+
+def lesion_rows(results: Mapping[str, Any]) -> list[ResultRow]:
+    """The table of a lesion evaluation.
+
+    Args:
+        results: ``results.json`` of :class:`~d2_covid.evaluation.lesion.LesionEvaluator`.
+
+    Returns:
+        A row for each metric of :data:`LESION_METRICS` that was measured.
+    """
+    return [
+        _row(name, words, note, results["metrics"][name])
+        for name, (words, note) in LESION_METRICS.items()
+        if name in results["metrics"]
+    ]
+
+
+def _row(name: str, words: str, note: str, figure: Mapping[str, Any]) -> ResultRow:
+    digits, unit = (3, "") if name.startswith("union/") else (1, " %")
+    interval = figure["interval"]
+    ends = interval["low"], interval["high"]
+    return ResultRow(
+        name=words,
+        value="undefined" if figure["value"] is None else f"{figure['value']:.{digits}f}{unit}",
+        interval="none" if None in ends else f"{ends[0]:.{digits}f} to {ends[1]:.{digits}f}{unit}",
+        n=f"{counted(figure['slices'], 'slice')} of {counted(figure['patients'], 'patient')}",
+        note=note,
+    )
+
+
+def results_notes(results: Mapping[str, Any]) -> list[str]:
+    """How the figures were measured: what was counted, where the intervals come from, what empty slices did."""
+    settings = results["settings"]
+    lesions = ", ".join(f"{count} {name}" for name, count in results["instances"].items())
+    notes = [
+        f"{counted(results['slices'], 'slice')} of {counted(results['patients'], 'patient')} with "
+        f"{lesions}; {counted(results['slices_without_ground_truth'], 'slice')} without a lesion."
+    ]
+    if settings["bootstrap"]:
+        notes.append(f"Intervals: bootstrap over {results['resampled']}, {settings['bootstrap']} resamples.")
+    by_note: dict[str, list[str]] = {}
+    for name, (words, _) in LESION_METRICS.items():
+        note = results["metrics"].get(name, {}).get("note")
+        if note:
+            by_note.setdefault(note, []).append(words)
+    return notes + [f"{', '.join(words)}: {note}" for note, words in by_note.items()]
+
+
+def counted(count: int, thing: str) -> str:
+    """``"1 slice"``, ``"2 slices"``."""
+    return f"{count} {thing}{'' if count == 1 else 's'}"

@@ -1,0 +1,77 @@
+"""A finished training run as a part of the summary page: read from the files in its folder."""
+
+import json
+from pathlib import Path
+from typing import Any, Sequence
+
+from ..errors import UserError
+from .curves import read_metrics, training_curve
+from .result_rows import counted, lesion_rows, results_notes
+from .summary import Picture, Stage
+
+PICTURES_NOTE = (
+    "Slices that the model was not trained on. Solid lines: a lesion that was found, a prediction that found one "
+    "(overlap, IoU, of at least 0.5). Dashed lines: one without the other."
+)
+
+
+def segmentation_stage(
+    folder: str | Path, dataset: str, title: str, lead: str, config: str, pictures: Sequence[Picture] = ()
+) -> Stage:
+    """The part of a page about a segmentation run.
+
+    Args:
+        folder: the run's OUTPUT_DIR, with ``run.json``, ``metrics.json`` and its last evaluation.
+        dataset: which of ``DATASETS.TEST`` the figures are of.
+        title, lead: heading and first sentences.
+        config: name of the config, as the reader knows it.
+        pictures: panels of slices of ``dataset``.
+
+    Raises:
+        UserError: a file of the run is missing or damaged.
+    """
+    folder = Path(folder)
+    run = read_json(folder / "run.json")
+    results = read_json(folder / "inference" / dataset / "results.json")
+    return Stage(
+        title=title,
+        lead=lead,
+        facts={"Configuration": config, **run_facts(run), "Folder": str(folder.resolve())},
+        results=lesion_rows(results),
+        results_notes=results_notes(results),
+        curve=training_curve(read_metrics(folder / "metrics.json")),
+        pictures=pictures,
+        pictures_note=PICTURES_NOTE if pictures else "",
+    )
+
+
+def run_facts(run: dict[str, Any]) -> dict[str, str]:
+    """What a ``run.json`` says of data, length, machine and seed, in words."""
+    batch = run["config"]["SOLVER"]["IMS_PER_BATCH"]
+    seconds = sum(session.get("seconds", 0) for session in run["sessions"])
+    resumed = len(run["sessions"]) - 1
+    facts = {
+        label: ", ".join(f"{data['name']}, {counted(data['slices'], 'slice')}" for data in run["data"][split])
+        for label, split in (("Training data", "train"), ("Measured on", "test"))
+    }
+    return facts | {
+        "Training": f"{counted(run['iterations'], 'iteration')} of {counted(batch, 'slice')}",
+        "Time with evaluations": f"{seconds:.0f} s" + (f", resumed {counted(resumed, 'time')}" if resumed else ""),
+        "Device": f"{run['device']}, {counted(run['threads'], 'thread')}",
+        "Seed": str(run["seed"]),
+        "Versions": ", ".join(f"{name} {version}" for name, version in run["versions"].items()),
+    }
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A json file of a run.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file; a finished training run has it.") from error
+    except ValueError as error:
+        raise UserError(f"{path} is not json; was the file edited?") from error

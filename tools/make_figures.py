@@ -1,0 +1,167 @@
+#!/usr/bin/env python
+"""The paper's Figures 2 and 3, from any trained models, on a dataset or on image files.
+
+    python tools/make_figures.py --figure 2 --dataset phantom_classes_val --number 4 --output figure2.png \\
+        --config-file configs/classification/covid_ct_mask_net_R_34_T1_FPN.yaml --weights output/cls/model_best.pth \\
+        --segmentation-config configs/segmentation/mask_rcnn_R_34_T1_FPN.yaml \\
+        --segmentation-weights output/seg/model_best.pth
+    python tools/make_figures.py --figure 3 --input a.jpg b.jpg c.jpg --true-class COVID-19 pneumonia control \\
+        --config-file configs/segmentation/mask_rcnn_R_34_T1_FPN.yaml --weights output/seg/model_best.pth \\
+        --output figure3.png
+
+Figure 2, a row a slice: detections with boxes, scores and masks; the raw mask scores of those RoIs, combined; ground
+truth where there is one (the mask beside an image of CNCB's layout, or the dataset's lesions); true class and logits.
+Figure 3, a row a class: histogram of the detections' scores, and scores against box areas, best 16 and all.
+
+--config-file and --weights name a classifier or a segmentation model. Detections and masks come from the segmentation
+model, if one is given beside it. Exit status: 0 done, 2 bad input (one line on stderr says what and how to mend it).
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any, Sequence
+
+from d2_covid import get_config
+from d2_covid.cli import run_command
+from d2_covid.data.figure_slices import PickedSlice, dataset_slices, file_slices
+from d2_covid.data.files import atomic_write
+from d2_covid.data.lesion_masks import MASK_TYPES
+from d2_covid.data.preprocessing import read_slice
+from d2_covid.data.slice_datasets import register_slices_option
+from d2_covid.data.slice_lists import IMAGE_CLASSES
+from d2_covid.engine.setup import choose_device
+from d2_covid.errors import UserError
+from d2_covid.inference.batch import load_model
+from d2_covid.inference.ranked import keep_all_detections, predict_ranked
+from d2_covid.visualization.figures import FigureSlice, figure_2, figure_3
+from d2_covid.visualization.instances import InstanceArrays
+
+from tqdm import tqdm
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description="Make the paper's Figures 2 and 3. Research software: not a medical device.",
+        epilog=__doc__.split("\n", 1)[1],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--figure", required=True, type=int, choices=(2, 3), help="which of the two")
+    parser.add_argument("--output", required=True, type=Path, metavar="PNG", help="file to write")
+
+    model = parser.add_argument_group("models")
+    model.add_argument("--config-file", required=True, metavar="YAML", help="of a classifier or a segmentation model")
+    model.add_argument("--weights", required=True, metavar="PTH", help="its checkpoint")
+    model.add_argument("--segmentation-config", metavar="YAML", help="segmentation model whose detections to draw")
+    model.add_argument("--segmentation-weights", metavar="PTH", help="its checkpoint")
+
+    data = parser.add_argument_group("slices")
+    data.add_argument("--dataset", metavar="NAME", help="registered dataset of slices or of lesions")
+    data.add_argument(
+        "--register-slices", nargs="+", metavar="VALUE", help="NAME LIST[:SPLIT] IMAGES [CLASS ...]: your own slices"
+    )
+    data.add_argument("--number", type=int, metavar="N", help="so many of it [figure 2: 4, figure 3: one a class]")
+    data.add_argument("--seed", type=int, default=0, help="of the choice [0]")
+    data.add_argument("--input", nargs="+", type=Path, metavar="IMAGE", help="image files instead of a dataset")
+    data.add_argument(
+        "--true-class", nargs="+", metavar="CLASS", help="class of the --input files: one for all, or one each"
+    )
+
+    parser.add_argument("--top", type=int, metavar="N", help="best detections to show [figure 2: 8, figure 3: 16]")
+    parser.add_argument(
+        "--score-threshold", type=float, default=0.1, metavar="X",
+        help="figure 2: of them, show those that score at least this, and always the first [0.1]",
+    )  # fmt: skip
+    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="overrides of the configs; put them last")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Draw; returns the exit status."""
+    args = build_parser().parse_args(argv)
+    check_arguments(args)
+    if args.register_slices:
+        register_slices_option(args.register_slices)
+        args.dataset = args.dataset or args.register_slices[0]
+    picked, image_classes = pick(args)
+    classifier_cfg = model_config(args.config_file, args.weights, args.opts)
+    if classifier_cfg.MODEL.META_ARCHITECTURE == "CovidCTMaskNet":
+        check_number_of_classes(classifier_cfg, image_classes)
+    models = [(load_model(classifier_cfg), classifier_cfg)]
+    if args.segmentation_config:
+        cfg = model_config(args.segmentation_config, args.segmentation_weights, args.opts)
+        models.append((load_model(cfg), cfg))
+    names = MASK_TYPES[models[-1][1].DATASETS.MASK_TYPE]
+    slices = [
+        figure_slice(item, models) for item in tqdm(picked, desc="predicting", unit="slice", file=sys.stderr)
+    ]
+    if args.figure == 2:
+        png = figure_2(slices, names, image_classes, top=args.top or 8, threshold=args.score_threshold)
+    else:
+        png = figure_3(slices, image_classes, top=args.top or 16)
+    with atomic_write(args.output, "wb") as file:
+        file.write(png)
+    print(f"Figure {args.figure} of {len(slices)} slices, in {args.output.resolve()}")
+    return 0
+
+
+def check_arguments(args: argparse.Namespace) -> None:
+    """Refuse options that don't go together, in a sentence that says which to give."""
+    if bool(args.segmentation_config) != bool(args.segmentation_weights):
+        raise UserError("A segmentation model is --segmentation-config and --segmentation-weights; one is missing.")
+    if bool(args.input) == bool(args.dataset or args.register_slices):
+        raise UserError("Give slices: either --dataset NAME (or --register-slices), or --input IMAGE ...")
+    if args.true_class and not args.input:
+        raise UserError("--true-class goes with --input; a dataset knows its classes.")
+    if args.output.suffix.lower() != ".png":
+        raise UserError(f"--output {args.output}: a figure is written as .png.")
+    for name in ("number", "top"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{name} {value}: 1 or more.")
+
+
+def pick(args: argparse.Namespace) -> tuple[list[PickedSlice], Sequence[str]]:
+    """The slices of the figure, and the names of the image classes."""
+    if args.input:
+        return file_slices(args.input, args.true_class or (), IMAGE_CLASSES), IMAGE_CLASSES
+    per_class = args.figure == 3 and args.number is None
+    return dataset_slices(args.dataset, None if per_class else args.number or 4, args.seed)
+
+
+def model_config(config_file: str, weights: str, opts: Sequence[str]) -> Any:
+    """The model's config, with its weights, every detection that may be ranked, and a device that is there."""
+    cfg = get_config(config_file, [*opts, "MODEL.WEIGHTS", weights])
+    keep_all_detections(cfg)
+    choose_device(cfg, opts)
+    return cfg
+
+
+def check_number_of_classes(cfg: Any, image_classes: Sequence[str]) -> None:
+    """Refuse a classifier with another number of classes than the slices have."""
+    if cfg.MODEL.CLASSIFIER.NUM_CLASSES != len(image_classes):
+        raise UserError(
+            f"The slices have {len(image_classes)} classes ({', '.join(image_classes)}), and the classifier has "
+            f"{cfg.MODEL.CLASSIFIER.NUM_CLASSES}; give slices of the classes that it was trained on."
+        )
+
+
+def figure_slice(item: PickedSlice, models: Sequence[tuple[Any, Any]]) -> FigureSlice:
+    """What the models say of a slice: class of the first, detections and masks of the last."""
+    image = read_slice(item.file)
+    predictions = [predict_ranked(model, image, cfg) for model, cfg in models]
+    found = predictions[-1]
+    return FigureSlice(
+        name=item.name,
+        image=image,
+        instances=InstanceArrays(found.boxes, found.classes, found.masks, found.scores),
+        mask_logits=found.mask_logits,
+        truth=item.truth(image.shape),
+        lungs=item.has_lungs,
+        true_class=item.true_class,
+        image_logits=predictions[0].image_logits,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

@@ -1,5 +1,6 @@
 """Fixtures that every test may use."""
 
+import importlib.util
 import os
 from pathlib import Path
 
@@ -24,6 +25,15 @@ def real_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real CT at {folder}; set D2_COVID_REAL_DATA to its folder")
     return folder
+
+
+@pytest.fixture(scope="session")
+def scans():
+    """The module ``scans.py`` beside this file: makes small CT files of every format."""
+    spec = importlib.util.spec_from_file_location("d2_covid_test_scans", Path(__file__).with_name("scans.py"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(autouse=True)

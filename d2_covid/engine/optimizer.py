@@ -1,0 +1,94 @@
+"""The optimiser, the schedule of its learning rate, and mixed precision."""
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.solver import build_lr_scheduler as build_detectron2_lr_scheduler
+from detectron2.solver import get_default_optimizer_params
+from detectron2.solver.build import maybe_add_gradient_clipping
+
+from ..errors import UserError
+
+AMP_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def build_optimizer(cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimizer:
+    """The optimiser that ``SOLVER.OPTIMIZER`` names, over the parameters of ``model`` that train.
+
+    ``Adam`` adds the weight decay to the gradient, as the paper's own training does; ``AdamW`` decouples it.
+    Normalisation layers take ``WEIGHT_DECAY_NORM``, biases ``WEIGHT_DECAY_BIAS`` and ``BIAS_LR_FACTOR``, as everywhere
+    in Detectron2. ``SOLVER.CLIP_GRADIENTS`` clips before each step.
+
+    Raises:
+        UserError: an optimiser of another name, or a model with nothing to train.
+    """
+    solver = cfg.SOLVER
+    options = {
+        "Adam": (torch.optim.Adam, {}),
+        "AdamW": (torch.optim.AdamW, {}),
+        "SGD": (torch.optim.SGD, {"momentum": solver.MOMENTUM, "nesterov": solver.NESTEROV}),
+    }
+    if solver.OPTIMIZER not in options:
+        raise UserError(f"SOLVER.OPTIMIZER must be one of {', '.join(options)}, not {solver.OPTIMIZER!r}.")
+    params = get_default_optimizer_params(
+        model,
+        base_lr=solver.BASE_LR,
+        weight_decay_norm=solver.WEIGHT_DECAY_NORM,
+        bias_lr_factor=solver.BIAS_LR_FACTOR,
+        weight_decay_bias=solver.WEIGHT_DECAY_BIAS,
+    )
+    if not params:
+        raise UserError("Every parameter of the model is frozen: there is nothing to train.")
+    optimizer, extra = options[solver.OPTIMIZER]
+    return maybe_add_gradient_clipping(cfg, optimizer)(
+        params, lr=solver.BASE_LR, weight_decay=solver.WEIGHT_DECAY, fused=True, **extra
+    )
+
+
+def build_lr_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
+    """The schedule that ``SOLVER.LR_SCHEDULER_NAME`` names, Detectron2's own: warm-up, then steps or a cosine.
+
+    Raises:
+        UserError: a schedule that Detectron2 doesn't know.
+    """
+    try:
+        return build_detectron2_lr_scheduler(cfg, optimizer)
+    except ValueError as error:
+        raise UserError(f"SOLVER.LR_SCHEDULER_NAME or SOLVER.WARMUP_METHOD: {error}.") from error
+
+
+class MixedPrecision:
+    """``SOLVER.AMP``: the number type of the forward pass, and the loss scaling that float16 needs.
+
+    Args:
+        enabled: off, both are no-ops.
+        dtype: ``"float16"`` (CUDA only; the loss is scaled) or ``"bfloat16"``.
+        device: type of the device that trains, ``"cuda"`` or ``"cpu"``.
+    """
+
+    def __init__(self, *, enabled: bool, dtype: str, device: str) -> None:
+        if dtype not in AMP_DTYPES:
+            raise UserError(f"SOLVER.AMP.DTYPE must be one of {', '.join(AMP_DTYPES)}, not {dtype!r}.")
+        if enabled and dtype == "float16" and device != "cuda":
+            raise UserError(f"SOLVER.AMP.DTYPE float16 needs CUDA, and this run trains on {device}: use bfloat16.")
+        self._enabled, self._dtype, self._device = enabled, AMP_DTYPES[dtype], device
+        self._scaler = torch.amp.GradScaler("cuda", enabled=enabled and dtype == "float16")
+
+    def autocast(self) -> torch.autocast:
+        """Context of a forward pass."""
+        return torch.autocast(self._device, dtype=self._dtype, enabled=self._enabled)
+
+    def step(self, loss: torch.Tensor, optimizer: torch.optim.Optimizer) -> None:
+        """One update from the gradients of ``loss`` alone."""
+        optimizer.zero_grad()
+        self._scaler.scale(loss).backward()
+        self._scaler.step(optimizer)
+        self._scaler.update()
+
+    def state_dict(self) -> dict:
+        """State of the loss scaling; empty without it."""
+        return self._scaler.state_dict()
+
+    def load_state_dict(self, state: dict) -> None:
+        """Take over :meth:`state_dict`; an empty one leaves things as they are."""
+        if state and self._scaler.is_enabled():
+            self._scaler.load_state_dict(state)

@@ -1,0 +1,78 @@
+"""A whole training run or evaluation, from a config to its numbers."""
+
+import logging
+from pathlib import Path
+from typing import Sequence
+
+from detectron2.config import CfgNode
+from detectron2.utils import comm
+
+from ..data.files import write_json
+from ..errors import UserError
+from .checkpoint import CheckpointFolder
+from .evaluation import evaluate, flat_numbers
+from .run_record import describe_data, device_name, finite, now, versions
+from .setup import build_for_device, log_device, start_log
+from .tasks import task_of
+from .trainer import Trainer
+from .weights import load_weights
+
+logger = logging.getLogger(__name__)
+
+
+def run_training(
+    cfg: CfgNode, *, resume: bool = False, progress: bool | None = None, command: Sequence[str] = ()
+) -> dict[str, float]:
+    """Train the model of ``cfg``; see :class:`.trainer.Trainer`.
+
+    Returns:
+        The numbers of the last evaluation, by names such as ``segm/AP50``.
+    """
+    start_log(cfg.OUTPUT_DIR)
+    log_device(cfg)
+    return Trainer(cfg, resume=resume, progress=progress, command=command).train()
+
+
+def run_evaluation(cfg: CfgNode, *, resume: bool = False, command: Sequence[str] = ()) -> dict[str, float]:
+    """Evaluate ``MODEL.WEIGHTS`` on ``DATASETS.TEST``; ``OUTPUT_DIR/evaluation.json`` keeps the record.
+
+    Args:
+        resume: evaluate the last checkpoint in ``OUTPUT_DIR`` instead.
+
+    Returns:
+        The numbers, by names such as ``segm/AP50``; empty on all but the main process.
+
+    Raises:
+        UserError: no weights, weights of another model, or nothing to evaluate on.
+    """
+    if resume:
+        last = CheckpointFolder(cfg.OUTPUT_DIR).last()
+        if last is None:
+            raise UserError(f"{cfg.OUTPUT_DIR} has no checkpoint to evaluate; give MODEL.WEIGHTS, without --resume.")
+        cfg.MODEL.WEIGHTS = str(last)
+    if not cfg.MODEL.WEIGHTS:
+        raise UserError("--eval-only needs the model to evaluate: give MODEL.WEIGHTS the path of a checkpoint.")
+    if not cfg.DATASETS.TEST:
+        raise UserError("The config names no dataset to evaluate on; set DATASETS.TEST.")
+    cfg.DATASETS.TRAIN = ()
+    task = task_of(cfg)
+    task.check_datasets(cfg)
+    start_log(cfg.OUTPUT_DIR)
+    log_device(cfg)
+    started = now()
+    model = build_for_device(cfg)
+    load_weights(model, cfg, complete=True)
+    numbers = flat_numbers(evaluate(cfg, task, model.eval(), bootstrap=cfg.TEST.BOOTSTRAP))
+    if comm.is_main_process():
+        record = {
+            "weights": cfg.MODEL.WEIGHTS,
+            "command": list(command),
+            "started": started,
+            "ended": now(),
+            "versions": versions(),
+            "device": device_name(cfg.MODEL.DEVICE),
+            "data": describe_data(cfg)["test"],
+            "result": finite(numbers),
+        }
+        write_json(Path(cfg.OUTPUT_DIR) / "evaluation.json", record)
+    return numbers

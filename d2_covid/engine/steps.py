@@ -1,0 +1,95 @@
+"""Work in steps, each done once: a run that is started again goes on where the last one stopped."""
+
+import hashlib
+import json
+import logging
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, Callable, Sequence
+
+from .. import __version__
+from ..data.files import write_json
+from ..errors import UserError
+
+logger = logging.getLogger(__name__)
+
+
+class Steps:
+    """Runs steps in order; one whose inputs are those of its last, completed run is passed over.
+
+    Args:
+        state_file: json file that remembers what is done.
+        total: number of steps, for the announcements.
+        say: takes each line for the user.
+
+    Raises:
+        UserError: the state file is damaged.
+    """
+
+    def __init__(self, state_file: str | Path, total: int, say: Callable[[str], None] = logger.info):
+        self._state_file = Path(state_file)
+        self._total, self._number, self._say = total, 0, say
+        self._state: dict[str, Any] = {}
+        if self._state_file.is_file():
+            try:
+                self._state = dict(json.loads(self._state_file.read_text(encoding="utf-8")))
+            except (ValueError, TypeError) as error:
+                raise UserError(f"{self._state_file} is damaged; delete it to start anew.") from error
+
+    def run(self, name: str, inputs: Any, outputs: Sequence[Path], seconds: int, work: Callable[[bool], None]) -> bool:
+        """Announce a step and do it.
+
+        Args:
+            name: in words; unique among the steps.
+            inputs: plain values that decide what comes out.
+            outputs: files that are there when it is done.
+            seconds: what it takes on two cores, roughly.
+            work: does it; is told whether to go on with what an interrupted run of the same inputs left.
+
+        Returns:
+            Whether it was done now.
+        """
+        self._number += 1
+        key = hashlib.sha256(json.dumps([__version__, inputs], sort_keys=True).encode()).hexdigest()
+        before = self._state.get(name, {})
+        head = f"{self._number}/{self._total} {name}"
+        same = before.get("key") == key
+        if same and before.get("done") and all(path.exists() for path in outputs):
+            self._say(f"{head}: done before")
+            return False
+        self._say(f"{head}, {about(seconds)} on two cores")
+        self._note(name, key, done=False)
+        started = time.monotonic()
+        work(same)
+        missing = [path for path in outputs if not path.exists()]
+        if missing:
+            raise UserError(f"The step {name!r} ended without {missing[0]}.")
+        self._note(name, key, done=True)
+        self._say(f"    took {time.monotonic() - started:.0f} s")
+        return True
+
+    def _note(self, name: str, key: str, done: bool) -> None:
+        self._state[name] = {"key": key, "done": done}
+        write_json(self._state_file, self._state)
+
+
+def run_script(command: Sequence[str | Path], log: Path) -> None:
+    """Run a Python script with this interpreter: progress bars and errors (stderr) show, the rest is added to ``log``.
+
+    Raises:
+        UserError: it failed; the message names it and the log.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with open(log, "ab") as file:
+        environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
+        status = subprocess.run([sys.executable, *map(str, command)], stdout=file, env=environment).returncode
+    if status:
+        raise UserError(f"{Path(command[0]).name} failed with status {status}; what it said is in {log.resolve()}.")
+
+
+def about(seconds: float) -> str:
+    """A rough duration in words."""
+    return f"about {seconds:.0f} s" if seconds < 90 else f"about {round(seconds / 60)} min"

@@ -1,0 +1,50 @@
+"""A trained model over many slices, one after another."""
+
+from pathlib import Path
+from typing import Iterable, Iterator
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
+from detectron2.structures import Instances
+
+from ..data.preprocessing import network_input, read_slice
+from ..engine.weights import load_weights
+from ..errors import UserError
+
+
+def load_model(cfg: CfgNode) -> torch.nn.Module:
+    """The model of ``cfg`` with ``MODEL.WEIGHTS`` in it, on ``MODEL.DEVICE`` and ready to predict.
+
+    Raises:
+        UserError: no weights are given, or they are not those of this model.
+    """
+    if not cfg.MODEL.WEIGHTS:
+        raise UserError("A model that predicts needs its weights: give MODEL.WEIGHTS the path of a checkpoint.")
+    model = build_model(cfg)
+    load_weights(model, cfg, complete=True)
+    return model.eval()
+
+
+def predict_slices(
+    model: torch.nn.Module, slices: Iterable[str | Path | np.ndarray], cfg: CfgNode
+) -> Iterator[tuple[np.ndarray, Instances]]:
+    """Predict slice by slice, as they are asked for.
+
+    Args:
+        model: from :func:`load_model`.
+        slices: image files, or (H, W) uint8 arrays.
+        cfg: what the model was built from; its ``INPUT`` sizes are those of evaluation.
+
+    Yields:
+        The slice, (H, W) uint8, and its instances in the slice's own pixels, on the CPU, in descending score.
+    """
+    for item in slices:
+        image = item if isinstance(item, np.ndarray) else read_slice(item)
+        tensor = network_input(image, cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
+        record = {"image": tensor, "height": image.shape[0], "width": image.shape[1]}
+        # Only around the call: a generator that is left half-way must not leave its caller without gradients.
+        with torch.inference_mode():
+            output = model([record])[0]["instances"].to("cpu")
+        yield image, output

@@ -1,0 +1,242 @@
+"""From a segmentation checkpoint to a trained classifier: what is loaded, refused, cached, resumed."""
+
+import json
+import logging
+from pathlib import Path
+
+from d2_covid import get_config
+from d2_covid.data.slice_datasets import register_slices
+from d2_covid.engine.checkpoint import model_facts, write_checkpoint
+from d2_covid.engine.run import run_evaluation
+from d2_covid.engine.trainer import Trainer
+from d2_covid.errors import UserError
+
+import numpy as np
+import pytest
+import torch
+from detectron2.data import DatasetCatalog
+from detectron2.modeling import build_model
+from PIL import Image
+
+SIZE = 64
+SEGMENTATION = "segmentation/mask_rcnn_R_18_T2_FPN.yaml"
+CLASSIFICATION = "classification/covid_ct_mask_net_R_18_T2_FPN.yaml"
+TINY = (
+    *("MODEL.DEVICE", "cpu", "SEED", "1", "DATALOADER.NUM_WORKERS", "0", "TEST.BOOTSTRAP", "0"),
+    *("MODEL.FPN.OUT_CHANNELS", "8", "MODEL.ROI_BOX_HEAD.FC_DIM", "8", "MODEL.ROI_MASK_HEAD.CONV_DIM", "8"),
+    *("INPUT.MIN_SIZE_TRAIN", f"({SIZE},)", "INPUT.MIN_SIZE_TEST", str(SIZE), "MODEL.RPN.POST_NMS_TOPK_TEST", "10"),
+    *("MODEL.CLASSIFIER.NUM_ROIS", "8", "MODEL.CLASSIFIER.HIDDEN_DIM", "6", "MODEL.CLASSIFIER.NUM_CLASSES", "2"),
+    *("SOLVER.EPOCHS", "0", "SOLVER.MAX_ITER", "4", "SOLVER.IMS_PER_BATCH", "2", "SOLVER.BASE_LR", "0.01"),
+    *("SOLVER.CHECKPOINT_PERIOD", "2", "TEST.EVAL_PERIOD", "2"),
+)
+
+
+@pytest.fixture(scope="module")
+def slices(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("slices")
+    rng = np.random.default_rng(0)
+    lines = ["file,label,patient_id"]
+    for i in range(8):
+        Image.fromarray(rng.integers(0, 255, (SIZE, SIZE), dtype=np.uint8)).save(folder / f"{i}.png")
+        lines.append(f"{i}.png,{i % 2},{i}")
+    (folder / "train.csv").write_text("\n".join(lines[:6]) + "\n")
+    (folder / "test.csv").write_text("\n".join([lines[0], *lines[6:]]) + "\n")
+    for split in ("train", "test"):
+        register_slices(f"classifier_{split}", folder / f"{split}.csv", folder, ["no", "yes"])
+    yield folder
+    for split in ("train", "test"):
+        DatasetCatalog.remove(f"classifier_{split}")
+
+
+@pytest.fixture
+def config(slices, tmp_path):
+    def make(*opts, file=CLASSIFICATION):
+        sets = ("DATASETS.TRAIN", "('classifier_train',)", "DATASETS.TEST", "('classifier_test',)")
+        return get_config(file, [*TINY, *sets, "OUTPUT_DIR", str(tmp_path / "run"), *map(str, opts)])
+
+    return make
+
+
+@pytest.fixture
+def detector(config, tmp_path) -> Path:
+    """A segmentation checkpoint, as training writes it, whose detections differ from each other."""
+    return save_detector(config(file=SEGMENTATION), tmp_path / "detector.pth")
+
+
+def save_detector(cfg, path: Path, drop: str | None = None, facts: bool = True) -> Path:
+    torch.manual_seed(3)
+    model = build_model(cfg)
+    predictor = model.roi_heads.box_predictor
+    for layer in (predictor.cls_score, predictor.bbox_pred):
+        layer.weight.data.normal_(0, 0.3)
+    state = {n: t for n, t in model.state_dict().items() if drop is None or not n.startswith(drop)}
+    write_checkpoint(path, {"model": state, "d2_covid": model_facts(cfg)} if facts else {"model": state})
+    return path
+
+
+def weights(trainer) -> dict[str, torch.Tensor]:
+    return {n: t.clone() for n, t in trainer.weights()["model"].items()}
+
+
+@pytest.mark.parametrize("train_norm", [True, False])
+def test_a_segmentation_checkpoint_becomes_an_evaluated_classifier(config, detector, train_norm, tmp_path):
+    cfg = config("MODEL.WEIGHTS", detector, "MODEL.CLASSIFIER.TRAIN_NORM", train_norm)
+    trainer = Trainer(cfg)
+    before = weights(trainer)
+    start = torch.load(detector, weights_only=True)["model"]
+    for name, tensor in before.items():
+        assert "image_classifier" in name or torch.equal(tensor, start[name]), "everything but S comes from it"
+    numbers = trainer.train()
+    assert {"image/accuracy", "image/balanced_accuracy", "val/total_loss"} <= numbers.keys()
+    changed = {n for n, t in weights(trainer).items() if not torch.equal(t, before[n])}
+    assert any("image_classifier" in n for n in changed)
+    assert not any("running" in n for n in changed)
+    assert any("conv1.norm" in n for n in changed) == train_norm
+    assert (tmp_path / "run" / "ranked_cache").is_dir() != train_norm
+
+    # The checkpoint is that of the whole model: the detector runs again, and the numbers are the same.
+    cfg = config("MODEL.WEIGHTS", tmp_path / "run" / "model_final.pth", "OUTPUT_DIR", tmp_path / "evaluation")
+    again = run_evaluation(cfg)
+    for name in ("image/accuracy", "image/brier"):
+        assert again[name] == pytest.approx(numbers[name], abs=1e-6)
+
+
+@pytest.mark.parametrize("train_norm", [True, False])
+def test_a_resumed_run_reaches_the_same_weights(config, detector, train_norm, tmp_path):
+    opts = ("MODEL.WEIGHTS", detector, "MODEL.CLASSIFIER.TRAIN_NORM", train_norm)
+    whole = Trainer(config(*opts, "OUTPUT_DIR", tmp_path / "whole"))
+    whole.train()
+    stopped = Trainer(config(*opts))
+    run_step = stopped.run_step
+
+    def stop_at_three():
+        if stopped.iter == 3:
+            raise KeyboardInterrupt
+        run_step()
+
+    stopped.run_step = stop_at_three
+    with pytest.raises(KeyboardInterrupt):
+        stopped.train()
+    resumed = Trainer(config(*opts), resume=True)
+    assert resumed.start_iter == 2
+    resumed.train()
+    expected = weights(whole)
+    for name, tensor in weights(resumed).items():
+        assert torch.equal(tensor, expected[name]), name
+
+
+def test_cached_and_uncached_training_reach_the_same_weights(config, detector, monkeypatch, tmp_path):
+    opts = ("MODEL.WEIGHTS", detector, "MODEL.CLASSIFIER.TRAIN_NORM", False, "SOLVER.IMS_PER_BATCH", 1)
+    cached = Trainer(config(*opts))
+    assert cached.task.in_memory
+    cached.train()
+    monkeypatch.setattr("d2_covid.engine.ranked_cache.can_cache", lambda cfg, task: False)
+    uncached = Trainer(config(*opts, "OUTPUT_DIR", tmp_path / "uncached"))
+    assert not uncached.task.in_memory
+    uncached.train()
+    expected = weights(uncached)
+    for name, tensor in weights(cached).items():
+        assert torch.allclose(tensor, expected[name], atol=1e-6), name
+
+
+def test_a_classifier_checkpoint_carries_its_facts_and_loads_whole(config, detector, tmp_path):
+    Trainer(config("MODEL.WEIGHTS", detector, "MODEL.CLASSIFIER.TRAIN_NORM", False)).train()
+    final = tmp_path / "run" / "model_final.pth"
+    facts = torch.load(final, weights_only=True)["d2_covid"]
+    expected = {"num_rois": 8, "hidden_dim": 6, "features": "deltas", "num_image_classes": 2}
+    assert {name: facts[name] for name in expected} == expected
+    trainer = Trainer(config("MODEL.WEIGHTS", final, "OUTPUT_DIR", tmp_path / "second"))
+    saved = torch.load(final, weights_only=True)["model"]
+    for name, tensor in weights(trainer).items():
+        assert torch.equal(tensor, saved[name]), name
+
+
+@pytest.mark.parametrize(
+    "opts, values",
+    [
+        (("MODEL.CLASSIFIER.NUM_ROIS", 16), ("NUM_ROIS 8", "16")),
+        (("MODEL.CLASSIFIER.FEATURES", "boxes"), ("FEATURES deltas", "boxes")),
+        (("MODEL.CLASSIFIER.HIDDEN_DIM", 12), ("HIDDEN_DIM 6", "12")),
+    ],
+)
+def test_a_classifier_of_another_shape_is_refused_with_both_values(config, detector, opts, values, tmp_path):
+    cfg = config("MODEL.WEIGHTS", detector)
+    torch.manual_seed(0)
+    path = tmp_path / "classifier.pth"
+    write_checkpoint(path, {"model": build_model(cfg).state_dict(), "d2_covid": model_facts(cfg, classifier=True)})
+    with pytest.raises(UserError) as error:
+        Trainer(config(*opts, "MODEL.WEIGHTS", path))
+    assert all(value in str(error.value) for value in values)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "opts, file, values",
+    [
+        (("DATASETS.MASK_TYPE", "ggo"), SEGMENTATION, ("merge", "ggo")),
+        (("MODEL.ROI_HEADS.NUM_CLASSES", 2), SEGMENTATION, ("1", "2")),
+        ((), SEGMENTATION.replace("T2", "T1"), ("T1", "T2")),
+    ],
+)
+def test_a_detector_of_another_kind_is_refused_with_both_values(config, opts, file, values, tmp_path):
+    path = save_detector(config(*opts, file=file), tmp_path / "other.pth")
+    with pytest.raises(UserError) as error:
+        Trainer(config("MODEL.WEIGHTS", path))
+    assert all(value in str(error.value) for value in values)
+
+
+@pytest.mark.parametrize("facts", [True, False])
+def test_a_detector_with_a_part_missing_is_refused_and_the_part_named(config, facts, tmp_path):
+    path = save_detector(config(file=SEGMENTATION), tmp_path / "part.pth", "proposal_generator.", facts)
+    with pytest.raises(UserError, match="lacks .* proposal_generator"):
+        Trainer(config("MODEL.WEIGHTS", path))
+
+
+@pytest.mark.parametrize("source", ["", "torchvision://resnet18"])
+def test_training_without_a_segmentation_model_needs_a_flag(config, source):
+    with pytest.raises(UserError, match="MODEL.CLASSIFIER.ALLOW_SCRATCH"):
+        Trainer(config("MODEL.WEIGHTS", source))
+    if not source:
+        Trainer(config("MODEL.CLASSIFIER.ALLOW_SCRATCH", True))
+
+
+def test_masks_are_loaded_where_they_ride_along(config, detector):
+    trainer = Trainer(config("MODEL.WEIGHTS", detector, "MODEL.MASK_ON", True))
+    start = torch.load(detector, weights_only=True)["model"]
+    masks = {n: t for n, t in weights(trainer).items() if "mask_head" in n}
+    assert masks and all(torch.equal(t, start[n]) for n, t in masks.items())
+
+
+def test_balanced_sampling_reaches_the_trainer(config, detector):
+    task = Trainer(config("MODEL.WEIGHTS", detector, "DATALOADER.SLICE_SAMPLING", "balanced")).task
+    dicts = [{"image_class": int(i > 5)} for i in range(8)]
+    order = task.epoch_order(config("DATALOADER.SLICE_SAMPLING", "balanced"), dicts, 0)
+    assert sum(dicts[i]["image_class"] for i in order(0)) == 4
+    assert list(order(1)) == list(order(1)) != list(order(0))
+
+
+def test_model_and_data_of_different_kinds_are_refused(config, detector, lesion_sets):
+    with pytest.raises(UserError, match="holds classes of slices, and the model, a GeneralizedRCNN, finds lesions"):
+        Trainer(config(file=SEGMENTATION))
+    lesions = ("DATASETS.TRAIN", "('engine_train',)", "DATASETS.TEST", "('engine_test',)")
+    with pytest.raises(UserError, match="engine_train holds lesions, and a CovidCTMaskNet learns classes"):
+        Trainer(config("MODEL.WEIGHTS", detector, *lesions))
+
+
+def test_augmentation_turns_the_cache_off_and_says_so(config, detector, caplog):
+    with caplog.at_level(logging.INFO):
+        trainer = Trainer(
+            config(
+                *("MODEL.WEIGHTS", detector, "MODEL.CLASSIFIER.TRAIN_NORM", False),
+                *("INPUT.AUGMENTATION.HORIZONTAL_FLIP", 0.5),
+            )
+        )
+    assert not trainer.task.in_memory
+    assert "computed anew for every pass" in caplog.text
+
+
+def test_the_record_tells_of_the_classifier(config, detector, tmp_path):
+    Trainer(config("MODEL.WEIGHTS", detector, "MODEL.CLASSIFIER.TRAIN_NORM", False)).train()
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["config"]["MODEL"]["CLASSIFIER"]["TRAIN_NORM"] is False
+    assert record["data"]["train"][0]["slices"] == 5

@@ -1,0 +1,171 @@
+"""Evaluation during training, the validation loss, the best checkpoint, and the metrics."""
+
+import json
+import math
+
+from d2_covid.engine import trainer as trainer_module
+from d2_covid.engine.checkpoint import read_checkpoint
+from d2_covid.engine.evaluation import flat_numbers, loss_mode, validation_losses
+from d2_covid.engine.hooks import drop_metrics_from, is_due, last_iteration
+from d2_covid.engine.tasks import task_of
+from d2_covid.engine.trainer import Trainer
+from d2_covid.errors import UserError
+
+import pytest
+import torch
+from detectron2.modeling import build_model
+from detectron2.utils.events import EventStorage, get_event_storage
+from torch import nn
+
+
+@pytest.fixture
+def model(tiny):
+    model = build_model(tiny()).train()
+    model.backbone.bottom_up.stem.conv1.weight.requires_grad = False
+    model.roi_heads.eval()
+    return model
+
+
+def snapshot(model: nn.Module):
+    tensors = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    modes = {name: module.training for name, module in model.named_modules()}
+    grads = {name: (p.requires_grad, p.grad) for name, p in model.named_parameters()}
+    return tensors, modes, grads
+
+
+def test_validation_loss_changes_nothing(tiny, model):
+    """The paper's program let BatchNorm absorb the test images."""
+    cfg = tiny()
+    tensors, modes, grads = snapshot(model)
+    random = torch.get_rng_state()
+    with EventStorage() as storage:
+        losses = validation_losses(cfg, task_of(cfg), model, seed=3)
+        assert not storage.histories()
+        assert get_event_storage() is storage
+    after = snapshot(model)
+    assert all(torch.equal(tensors[name], after[0][name]) for name in tensors)
+    assert (modes, grads) == after[1:]
+    assert torch.equal(torch.get_rng_state(), random)
+    assert losses == validation_losses(cfg, task_of(cfg), model, seed=3)
+    assert losses["val/total_loss"] == pytest.approx(sum(v for n, v in losses.items() if n != "val/total_loss"))
+    assert {"val/loss_mask", "val/loss_rpn_cls", "val/loss_box_reg"} <= losses.keys()
+
+
+def test_validation_loss_normalises_with_the_running_statistics(tiny, model):
+    cfg = tiny()
+    before = validation_losses(cfg, task_of(cfg), model, seed=3)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_var.mul_(4.0)
+    assert validation_losses(cfg, task_of(cfg), model, seed=3) != before
+
+
+def test_loss_mode_gives_every_module_its_mode_back_after_an_error():
+    model = nn.Sequential(nn.Linear(1, 1), nn.BatchNorm1d(1).eval(), nn.Dropout())
+    model[2].eval()
+    with pytest.raises(RuntimeError), loss_mode(model):
+        assert [m.training for m in model] == [True, False, True]
+        raise RuntimeError
+    assert [m.training for m in model] == [True, False, False]
+
+
+def test_flat_numbers_leaves_out_what_is_no_number():
+    assert flat_numbers({"segm": {"AP": 1, "note": "none"}, "n": 2.5}) == {"segm/AP": 1.0, "n": 2.5}
+
+
+@pytest.mark.parametrize(
+    ("period", "due"), [(0, [6]), (2, [2, 4, 6]), (4, [4, 6]), (6, [6]), (100, [6]), (1, [1, 2, 3, 4, 5, 6])]
+)
+def test_is_due(period, due):
+    assert [done for done in range(1, 7) if is_due(period, done, 6)] == due
+
+
+def run_with_scores(tiny, monkeypatch, scores, **options):
+    """A run whose evaluations give these scores."""
+    values = iter(scores)
+    monkeypatch.setattr(trainer_module, "evaluate", lambda *_, **__: {"segm": {"AP50": next(values)}})
+    return Trainer(tiny("TEST.VALIDATION_LOSS", False), **options).train()
+
+
+@pytest.mark.parametrize(
+    ("scores", "best"),
+    [([10.0, 30.0, 20.0], (30.0, 3)), ([10.0, 10.0, 10.0], (10.0, 1)), ([math.nan, 5.0, math.nan], (5.0, 3))],
+)
+def test_best_checkpoint(scores, best, tiny, tmp_path, monkeypatch):
+    result = run_with_scores(tiny, monkeypatch, scores)
+    saved = read_checkpoint(tmp_path / "run" / "model_best.pth")["d2_covid"]["best"]
+    assert (saved["value"], saved["iteration"]) == best
+    assert result["segm/AP50"] == scores[-1] or math.isnan(scores[-1])
+    assert (tmp_path / "run" / "last_checkpoint").read_text() == "model_final.pth"
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.json").read_text().splitlines()]
+    assert [line.get("segm/AP50") for line in lines] == [None if math.isnan(s) else s for s in scores]
+
+
+def test_no_best_checkpoint_without_a_number(tiny, tmp_path, monkeypatch):
+    run_with_scores(tiny, monkeypatch, [math.nan] * 3)
+    assert not (tmp_path / "run" / "model_best.pth").exists()
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["result"] == {"segm/AP50": None}
+
+
+def test_best_metric_that_no_evaluation_gives(tiny, tmp_path, caplog):
+    Trainer(tiny("TEST.BEST_METRIC", "segm/AP51", "SOLVER.MAX_ITER", 1)).train()
+    assert "TEST.BEST_METRIC segm/AP51 is not among" in caplog.text
+    assert not (tmp_path / "run" / "model_best.pth").exists()
+
+
+def test_failing_evaluation_costs_no_training(tiny, tmp_path, monkeypatch):
+    with pytest.raises(UserError, match="the evaluation broke"), monkeypatch.context() as patch:
+
+        def broken(*_, **__):
+            raise UserError("the evaluation broke")
+
+        patch.setattr(trainer_module, "evaluate", broken)
+        Trainer(tiny("SOLVER.MAX_ITER", 2)).train()
+    assert (tmp_path / "run" / "model_final.pth").exists()
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "failed: the evaluation broke"
+    assert "segm/AP50" in Trainer(tiny("SOLVER.MAX_ITER", 2), resume=True).train()
+
+
+def test_metrics_before_an_iteration_are_kept(tmp_path):
+    path = tmp_path / "metrics.json"
+    assert last_iteration(path) == -1
+    drop_metrics_from(path, 3)
+    assert not path.exists()
+    path.write_text('{"iteration": 1}\n{"iteration": 3}\n{"iteration": 2, "a": 1}\n{"iter')
+    assert last_iteration(path) == 3
+    drop_metrics_from(path, 3)
+    assert path.read_text() == '{"iteration": 1}\n{"iteration": 2, "a": 1}\n'
+
+
+def test_progress_bar_shows_loss_and_goes_to_the_end(tiny, capsys):
+    Trainer(tiny("DATASETS.TEST", "()", "SOLVER.MAX_ITER", 3), progress=True).train()
+    shown = capsys.readouterr().err
+    assert "training: 100%" in shown and "3/3" in shown and "loss " in shown
+
+
+def test_tensorboard_is_written(tiny, tmp_path):
+    Trainer(tiny("DATASETS.TEST", "()", "SOLVER.MAX_ITER", 1)).train()
+    assert list((tmp_path / "run").glob("events.out.tfevents.*"))
+
+
+def test_diverging_training_stops_with_the_files_of_the_batch(tiny, lesion_sets, tmp_path):
+    cfg = tiny("SOLVER.BASE_LR", 1e30, "DATASETS.TEST", "()", "SOLVER.CHECKPOINT_PERIOD", 100)
+    with pytest.raises(UserError) as caught:
+        Trainer(cfg).train()
+    message = str(caught.value)
+    assert "no longer finite at iteration" in message and message.count(".png") == 2 and "\n" not in message
+    assert not list((tmp_path / "run").glob("*.pth"))
+
+
+def test_loss_that_is_not_finite_is_named(tiny, monkeypatch):
+    trainer = Trainer(tiny("DATASETS.TEST", "()"))
+    monkeypatch.setattr(trainer, "model", lambda batch: {"loss_a": torch.tensor(1.0), "loss_b": torch.tensor(math.nan)})
+    with pytest.raises(UserError, match=r"iteration 0.*loss_a 1, loss_b nan"):
+        trainer.train()
+
+
+def test_metrics_hold_losses_rate_and_time(tiny, tmp_path):
+    Trainer(tiny("DATASETS.TEST", "()", "SOLVER.MAX_ITER", 2)).train()
+    line = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert {"total_loss", "loss_mask", "lr", "iteration", "data_time"} <= line.keys()

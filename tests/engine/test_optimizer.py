@@ -1,0 +1,146 @@
+"""Optimisers, learning rates, clipping and mixed precision."""
+
+from d2_covid import get_config
+from d2_covid.engine.optimizer import MixedPrecision, build_lr_scheduler, build_optimizer
+from d2_covid.errors import UserError
+
+import pytest
+import torch
+from torch import nn
+
+
+def config(*opts):
+    return get_config(None, [str(opt) for opt in opts])
+
+
+def one_step(model: nn.Module, optimizer: torch.optim.Optimizer, scale: float = 1.0) -> None:
+    optimizer.zero_grad()
+    (scale * sum((p * p).sum() for p in model.parameters())).backward()
+    optimizer.step()
+
+
+PAPER = (
+    "SOLVER.OPTIMIZER",
+    "Adam",
+    "SOLVER.BASE_LR",
+    1e-5,
+    "SOLVER.WEIGHT_DECAY",
+    1e-3,
+    "SOLVER.WEIGHT_DECAY_NORM",
+    1e-3,
+)
+
+
+def test_paper_optimizer_is_plain_adam_with_decay_on_every_parameter():
+    torch.manual_seed(0)
+    model, twin = (nn.Sequential(nn.Conv2d(2, 3, 1), nn.BatchNorm2d(3)) for _ in range(2))
+    twin.load_state_dict(model.state_dict())
+    ours = build_optimizer(config(*PAPER), model)
+    plain = torch.optim.Adam(twin.parameters(), lr=1e-5, weight_decay=1e-3)
+    for _ in range(3):
+        one_step(model, ours)
+        one_step(twin, plain)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), twin.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("Adam", torch.optim.Adam), ("AdamW", torch.optim.AdamW), ("SGD", torch.optim.SGD)]
+)
+def test_names(name, kind):
+    optimizer = build_optimizer(config("SOLVER.OPTIMIZER", name, "SOLVER.BASE_LR", 0.5), nn.Linear(2, 2))
+    assert type(optimizer) is kind
+    assert optimizer.param_groups[0]["lr"] == 0.5
+
+
+def test_norm_layers_and_biases_have_their_own_settings():
+    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    cfg = config(
+        "SOLVER.WEIGHT_DECAY_NORM",
+        0.25,
+        "SOLVER.WEIGHT_DECAY",
+        0.5,
+        "SOLVER.BIAS_LR_FACTOR",
+        2.0,
+        "SOLVER.BASE_LR",
+        1.0,
+    )
+    groups = {id(p): g for g in build_optimizer(cfg, model).param_groups for p in g["params"]}
+    assert groups[id(model[0].weight)]["weight_decay"] == 0.5
+    assert groups[id(model[1].weight)]["weight_decay"] == 0.25
+    assert groups[id(model[0].bias)]["lr"] == 2.0
+
+
+def test_frozen_parameters_stay_out():
+    model = nn.Linear(2, 2)
+    model.bias.requires_grad = False
+    params = [p for g in build_optimizer(config(), model).param_groups for p in g["params"]]
+    assert len(params) == 1 and params[0] is model.weight
+    model.weight.requires_grad = False
+    with pytest.raises(UserError, match="nothing to train"):
+        build_optimizer(config(), model)
+
+
+@pytest.mark.parametrize("kind", ["value", "norm"])
+def test_clipping(kind):
+    cfg = config("SOLVER.OPTIMIZER", "SGD", "SOLVER.MOMENTUM", 0.0, "SOLVER.BASE_LR", 1.0, "SOLVER.WEIGHT_DECAY", 0.0)
+    cfg.SOLVER.CLIP_GRADIENTS.ENABLED = True
+    cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE = kind
+    cfg.SOLVER.CLIP_GRADIENTS.CLIP_VALUE = 0.5
+    model = nn.Linear(1, 1, bias=False)
+    before = model.weight.item()
+    one_step(model, build_optimizer(cfg, model), scale=1e6)
+    assert abs(model.weight.item() - before) == pytest.approx(0.5, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("opts", "expected"),
+    [
+        (("SOLVER.WARMUP_ITERS", 0, "SOLVER.STEPS", "(4, 6)"), [1, 1, 1, 1, 0.1, 0.1, 0.01, 0.01]),
+        (("SOLVER.WARMUP_ITERS", 2, "SOLVER.WARMUP_FACTOR", 0.5, "SOLVER.STEPS", "()"), [0.5, 0.75, 1, 1, 1, 1, 1, 1]),
+        (
+            ("SOLVER.WARMUP_ITERS", 0, "SOLVER.LR_SCHEDULER_NAME", "WarmupCosineLR"),
+            [1, 0.9619, 0.8536, 0.6913, 0.5, 0.3087, 0.1464, 0.0381],
+        ),
+    ],
+)
+def test_learning_rate(opts, expected):
+    cfg = config("SOLVER.BASE_LR", 1.0, "SOLVER.MAX_ITER", 8, *opts)
+    optimizer = build_optimizer(cfg, nn.Linear(1, 1))
+    scheduler = build_lr_scheduler(cfg, optimizer)
+    rates = []
+    for _ in range(8):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    assert rates == pytest.approx(expected, abs=1e-4)
+
+
+def test_unknown_names():
+    with pytest.raises(UserError, match="one of Adam, AdamW, SGD, not 'Adagrad'"):
+        build_optimizer(config("SOLVER.OPTIMIZER", "Adagrad"), nn.Linear(1, 1))
+    cfg = config("SOLVER.LR_SCHEDULER_NAME", "Never")
+    with pytest.raises(UserError, match="Never"):
+        build_lr_scheduler(cfg, build_optimizer(cfg, nn.Linear(1, 1)))
+
+
+def test_precision():
+    with pytest.raises(UserError, match="float16 needs CUDA"):
+        MixedPrecision(enabled=True, dtype="float16", device="cpu")
+    with pytest.raises(UserError, match="not 'float8'"):
+        MixedPrecision(enabled=False, dtype="float8", device="cpu")
+    with MixedPrecision(enabled=True, dtype="bfloat16", device="cpu").autocast():
+        assert nn.Linear(2, 2)(torch.ones(1, 2)).dtype == torch.bfloat16
+    with MixedPrecision(enabled=False, dtype="float16", device="cpu").autocast():
+        assert nn.Linear(2, 2)(torch.ones(1, 2)).dtype == torch.float32
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="loss scaling needs CUDA")
+def test_loss_scaling_survives_a_checkpoint():
+    model = nn.Linear(2, 2).cuda()
+    precision = MixedPrecision(enabled=True, dtype="float16", device="cuda")
+    with precision.autocast():
+        loss = model(torch.full((1, 2), 1e9, device="cuda")).sum()
+    precision.step(loss, torch.optim.SGD(model.parameters(), lr=0.1))
+    other = MixedPrecision(enabled=True, dtype="float16", device="cuda")
+    other.load_state_dict(precision.state_dict())
+    assert other.state_dict() == precision.state_dict() and precision.state_dict()["scale"] > 0

@@ -1,0 +1,237 @@
+"""A run that was killed and resumed ends with the very weights of one that was not."""
+
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+
+from d2_covid.engine import checkpoint as checkpoint_module
+from d2_covid.engine import hooks
+from d2_covid.engine.checkpoint import read_checkpoint
+from d2_covid.engine.trainer import Trainer
+from d2_covid.errors import UserError
+
+import pytest
+import torch
+
+
+def weights(folder) -> dict[str, torch.Tensor]:
+    return read_checkpoint(folder / "model_final.pth")["model"]
+
+
+def assert_same(left: dict, right: dict) -> None:
+    assert left.keys() == right.keys()
+    different = [name for name in left if not torch.equal(left[name], right[name])]
+    assert not different
+
+
+def kill_at(count: int, function):
+    """``function``, but its ``count``-th call ends the process as ``kill -9`` does."""
+    calls = 0
+
+    def wrapped(*args, **kwargs):
+        nonlocal calls
+        calls += 1
+        if calls == count:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*args, **kwargs)
+
+    return wrapped
+
+
+def in_step(count):
+    Trainer.run_step = kill_at(count, Trainer.run_step)
+
+
+def while_writing_a_checkpoint(count):
+    os.fsync = kill_at(count, os.fsync)
+
+
+def before_the_marker(count):
+    checkpoint_module.atomic_write = kill_at(2 * count, checkpoint_module.atomic_write)
+
+
+def in_evaluation(count):
+    hooks.Evaluate._evaluate = kill_at(count, hooks.Evaluate._evaluate)
+
+
+def before_the_best_is_saved(count):
+    hooks.write_checkpoint = kill_at(count, hooks.write_checkpoint)
+
+
+def killed_run(cfg, resume, trap, count) -> None:
+    """Run in a forked process that the trap kills."""
+
+    def run():
+        trap(count)
+        Trainer(cfg, resume=resume).train()
+
+    process = multiprocessing.get_context("fork").Process(target=run)
+    process.start()
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL
+
+
+@pytest.mark.parametrize(
+    ("trap", "count"),
+    [
+        (in_step, 1),
+        (in_step, 4),
+        (while_writing_a_checkpoint, 5),
+        (before_the_marker, 2),
+        (in_evaluation, 2),
+        (in_evaluation, 3),
+        (before_the_best_is_saved, 1),
+    ],
+)
+def test_killed_and_resumed(trap, count, tiny, tmp_path, reference):
+    killed_run(tiny(), False, trap, count)
+    assert not (tmp_path / "run" / "model_final.pth").exists() or trap is in_evaluation
+    result = Trainer(tiny(), resume=True).train()
+    assert_same(weights(tmp_path / "run"), weights(reference))
+    assert result["val/total_loss"] == json.loads((reference / "run.json").read_text())["result"]["val/total_loss"]
+    assert not list((tmp_path / "run").glob(".*"))
+    best, best_reference = (read_checkpoint(f / "model_best.pth") for f in (tmp_path / "run", reference))
+    assert best["d2_covid"]["best"] == best_reference["d2_covid"]["best"]
+    assert_same(best["model"], best_reference["model"])
+
+
+def test_killed_twice(tiny, tmp_path, reference):
+    killed_run(tiny(), False, in_step, 4)
+    killed_run(tiny(), True, in_step, 2)
+    Trainer(tiny(), resume=True).train()
+    assert_same(weights(tmp_path / "run"), weights(reference))
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert [s["status"] for s in record["sessions"]] == ["running", "running", "finished"]
+    assert [s["resumed_from"] for s in record["sessions"]] == [None, "model_0000001.pth", "model_0000001.pth"]
+
+
+@pytest.mark.parametrize(
+    "opts",
+    [
+        ("SOLVER.AMP.ENABLED", True),
+        ("SOLVER.OPTIMIZER", "AdamW", "SOLVER.CLIP_GRADIENTS.ENABLED", True, "SOLVER.IMS_PER_BATCH", 4),
+        ("SOLVER.OPTIMIZER", "SGD", "SOLVER.LR_SCHEDULER_NAME", "WarmupCosineLR", "SOLVER.WARMUP_ITERS", 3),
+    ],
+)
+def test_every_part_of_the_state_is_resumed(opts, tiny, tmp_path):
+    opts = (*opts, "DATASETS.TEST", "()")
+    killed_run(tiny(*opts), False, in_step, 4)
+    Trainer(tiny(*opts), resume=True).train()
+    Trainer(tiny(*opts, "OUTPUT_DIR", tmp_path / "whole")).train()
+    assert_same(weights(tmp_path / "run"), weights(tmp_path / "whole"))
+
+
+def test_other_settings_are_named(tiny, caplog):
+    opts = ("SOLVER.MAX_ITER", 2, "DATASETS.TEST", "()")
+    Trainer(tiny(*opts)).train()
+    Trainer(tiny(*opts, "SOLVER.GAMMA", 0.5, "DATALOADER.NUM_WORKERS", 3), resume=True)
+    warnings = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert warnings == ["the run began with another setting: SOLVER.GAMMA 0.1 -> 0.5"]
+
+
+def test_damaged_record_is_refused(tiny, tmp_path):
+    Trainer(tiny("SOLVER.MAX_ITER", 2, "DATASETS.TEST", "()")).train()
+    (tmp_path / "run" / "run.json").write_text('{"seed": 1')
+    with pytest.raises(UserError, match="run.json is not a run record"):
+        Trainer(tiny("SOLVER.MAX_ITER", 2, "DATASETS.TEST", "()"), resume=True)
+
+
+def test_metrics_of_a_resumed_run_are_not_doubled(tiny, tmp_path, reference):
+    killed_run(tiny(), False, in_step, 4)
+    with open(tmp_path / "run" / "metrics.json", "a") as file:
+        file.write('{"iteration": 5, "total_loss": 1.0}\n{"iterat')  # written after the checkpoint, and cut short
+    Trainer(tiny(), resume=True).train()
+    iterations = [
+        json.loads(line)["iteration"] for line in (tmp_path / "run" / "metrics.json").read_text().splitlines()
+    ]
+    assert iterations == [1, 3, 5]
+
+
+def test_seed_that_was_drawn_is_kept(tiny, tmp_path):
+    killed_run(tiny("SEED", -1), False, in_step, 2)
+    seed = json.loads((tmp_path / "run" / "run.json").read_text())["seed"]
+    trainer = Trainer(tiny("SEED", -1, "SOLVER.MAX_ITER", 2), resume=True)
+    assert trainer.seed == seed
+    trainer.train()
+    assert read_checkpoint(tmp_path / "run" / "model_final.pth")["d2_covid"]["seed"] == seed
+    assert Trainer(tiny("SEED", -1), resume=True).seed == seed
+
+
+def test_number_of_workers_changes_nothing(tiny, tmp_path, reference):
+    Trainer(tiny("DATALOADER.NUM_WORKERS", 2)).train()
+    assert_same(weights(tmp_path / "run"), weights(reference))
+
+
+@pytest.mark.parametrize("opts", [("TEST.VALIDATION_LOSS", False), ("DATASETS.TEST", "()")])
+def test_validation_changes_nothing(opts, tiny, tmp_path, reference):
+    Trainer(tiny(*opts)).train()
+    assert_same(weights(tmp_path / "run"), weights(reference))
+
+
+def test_another_seed_trains_another_model(tiny, tmp_path, reference):
+    Trainer(tiny("SEED", 2, "DATASETS.TEST", "()")).train()
+    ours, theirs = weights(tmp_path / "run"), weights(reference)
+    assert not torch.equal(
+        ours["proposal_generator.rpn_head.conv.weight"], theirs["proposal_generator.rpn_head.conv.weight"]
+    )
+
+
+def test_finished_run_is_left_as_it_is(tiny, tmp_path, reference):
+    Trainer(tiny()).train()
+    before = (tmp_path / "run" / "model_final.pth").stat().st_mtime_ns
+    Trainer(tiny(), resume=True).train()
+    assert (tmp_path / "run" / "model_final.pth").stat().st_mtime_ns == before
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["status"] == "finished" and "val/total_loss" in record["result"]
+
+
+def test_longer_schedule_goes_on_from_the_final_checkpoint(tiny, tmp_path, caplog):
+    Trainer(tiny("SOLVER.MAX_ITER", 4)).train()
+    trainer = Trainer(tiny(), resume=True)
+    assert trainer.start_iter == 4
+    trainer.train()
+    assert read_checkpoint(tmp_path / "run" / "model_final.pth")["iteration"] == 5
+
+
+def test_changed_training_data_is_refused(tiny, lesion_sets, tmp_path):
+    Trainer(tiny("SOLVER.MAX_ITER", 2)).train()
+    path = lesion_sets["train"]
+    before = path.read_text()
+    try:
+        path.write_text(before + " ")
+        with pytest.raises(UserError, match="training data changed"):
+            Trainer(tiny(), resume=True)
+    finally:
+        path.write_text(before)
+
+
+def test_another_optimiser_is_refused(tiny):
+    Trainer(tiny("SOLVER.MAX_ITER", 2, "DATASETS.TEST", "()")).train()
+    with pytest.raises(UserError, match="optimiser is of another kind"):
+        Trainer(tiny("SOLVER.OPTIMIZER", "SGD", "DATASETS.TEST", "()"), resume=True)
+
+
+def test_command_killed_from_outside(lesion_sets, repository, tmp_path, reference):
+    """The whole command, killed at whatever moment follows its second checkpoint."""
+    from .conftest import TINY
+
+    command = [sys.executable, repository / "tools" / "train_net.py"]
+    command += ["--config-file", "segmentation/mask_rcnn_R_18_T2_FPN.yaml"]
+    for split, path in lesion_sets.items():
+        command += ["--register-lesions", f"engine_{split}", path, path.parent / "image"]
+    opts = [*TINY, "OUTPUT_DIR", tmp_path, "DATASETS.TRAIN", "('engine_train',)", "DATASETS.TEST", "('engine_test',)"]
+    environment = dict(os.environ, OMP_NUM_THREADS="1")
+    process = subprocess.Popen([*command, *opts], env=environment, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "model_0000003.pth").exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.002)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    done = subprocess.run([*command, "--resume", *opts], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "segm/AP50" in done.stdout
+    assert_same(weights(tmp_path), weights(reference))

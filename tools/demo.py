@@ -1,0 +1,220 @@
+#!/usr/bin/env python
+"""From nothing to a trained and measured model: makes phantom CT, trains Mask R-CNN on it, and shows what it learned.
+
+    python tools/demo.py [--output demo]
+
+Run it again and it goes on where it stopped; what is done already is not done twice. With other settings than before,
+what depends on them is made anew. Exit status: 0 done, 2 a step failed (one line on stderr says which and why).
+"""
+
+import argparse
+import os
+import shutil
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Sequence
+
+from d2_covid import get_config
+from d2_covid.cli import run_command
+from d2_covid.data.datasets import ensure_registered
+from d2_covid.data.files import write_json
+from d2_covid.engine.steps import Steps, run_script
+from d2_covid.errors import UserError
+from d2_covid.visualization.gallery import dataset_panels, read_predictions, sample
+from d2_covid.visualization.panels import contact_sheet, save_png
+from d2_covid.visualization.result_rows import counted, lesion_rows
+from d2_covid.visualization.run_stage import read_json, segmentation_stage
+from d2_covid.visualization.summary import Picture, write_summary
+
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from tqdm import tqdm
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+CONFIG = "quick/mask_rcnn_R_18_T1_FPN_phantom.yaml"
+VALIDATION = "phantom_merge_val"
+STATE = ".demo.json"
+PHANTOMS = ("--patients", "20", "--slices", "10", "--size", "384", "--seed", "1", "--val-fraction", "0.2")
+OVERLAYS, SHOWN = 40, 10
+HEADLINES = ("Mask AP50", "Mask AP", "Box AP50", "Dice of the lesion area")
+
+
+def mixed_precision() -> list[str]:
+    """The override for bfloat16, where the processor computes with it: that takes a third off the time.
+
+    Elsewhere it is emulated and slower. An older PyTorch cannot tell, and trains in float32.
+    """
+    answers = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+    return ["SOLVER.AMP.ENABLED", "True"] if any(ask is not None and ask() for ask in answers) else []
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is made, where, and how large; seconds as on two cores."""
+
+    output: Path
+    phantoms: tuple[str, ...] = PHANTOMS
+    training: list[str] = field(default_factory=lambda: mixed_precision())
+    phantom_seconds: int = 40
+    training_seconds: int = 240
+
+    @property
+    def data(self) -> Path:
+        return self.output / "data"
+
+    @property
+    def segmentation(self) -> Path:
+        return self.output / "segmentation"
+
+    @property
+    def evaluation(self) -> Path:
+        return self.segmentation / "inference" / VALIDATION
+
+    @property
+    def overlays(self) -> Path:
+        return self.output / "overlays"
+
+    @property
+    def page(self) -> Path:
+        return self.output / "summary.html"
+
+
+def quick_plan(output: Path) -> Plan:
+    """The same steps in seconds, to see that they work; the model learns nothing."""
+    small = "SOLVER.MAX_ITER 2 SOLVER.IMS_PER_BATCH 1 INPUT.MIN_SIZE_TRAIN (64,) INPUT.MIN_SIZE_TEST 64"
+    small += " TEST.BOOTSTRAP 20 TEST.DETECTIONS_PER_IMAGE 5 MODEL.RPN.POST_NMS_TOPK_TEST 10"
+    phantoms = ("--patients", "2", "--slices", "4", "--size", "96", "--seed", "1")
+    return Plan(output, phantoms, small.split(), phantom_seconds=5, training_seconds=10)
+
+
+def make_phantoms(plan: Plan) -> None:
+    script = CHECKOUT / "datasets" / "prepare_phantoms.py"
+    # Processes of their own pay off where there is more to make than they take to start.
+    workers = min(2, os.cpu_count() or 1) if plan.phantom_seconds > 10 else 0
+    command = [script, "--output", plan.data / "phantom", "--overwrite", *plan.phantoms, "--workers", str(workers)]
+    run_script(command, plan.output / "phantoms.log")
+
+
+def train(plan: Plan, resume: bool) -> None:
+    if not resume:
+        shutil.rmtree(plan.segmentation, ignore_errors=True)
+    command = [CHECKOUT / "tools" / "train_net.py", "--config-file", CONFIG, "--resume", "--progress"]
+    run_script([*command, *plan.training, "OUTPUT_DIR", plan.segmentation], plan.output / "training.log")
+
+
+def show(plan: Plan) -> None:
+    """Overlays of slices that the model has not seen, and the summary page."""
+    ensure_registered([VALIDATION])
+    records, metadata = DatasetCatalog.get(VALIDATION), MetadataCatalog.get(VALIDATION)
+    predictions = plan.evaluation / "coco_instances_results.json"
+    predict = read_predictions(predictions, records, metadata.thing_dataset_id_to_contiguous_id)
+    # Most slices of a scan are free of lesions: three of four pictures are to have one.
+    with_lesions = sample([record for record in records if record["annotations"]], OVERLAYS * 3 // 4, seed=0)
+    without = sample([record for record in records if not record["annotations"]], OVERLAYS - len(with_lesions), seed=0)
+    shutil.rmtree(plan.overlays, ignore_errors=True)
+    panels = []
+    drawing = dataset_panels([*with_lesions, *without], metadata.thing_classes, predict)
+    for panel in tqdm(drawing, total=len(with_lesions) + len(without), desc="drawing", unit="slice", file=sys.stderr):
+        if isinstance(panel, UserError):
+            raise panel
+        save_png(plan.overlays / f"{panel.name}.png", panel.image)
+        panels.append(panel)
+    save_png(plan.overlays / "contact_sheet.png", contact_sheet([panel.image for panel in panels]))
+
+    shown = sample(panels[: len(with_lesions)], SHOWN - 2, seed=0) + panels[len(with_lesions) :][:2]
+    segmentation = segmentation_stage(
+        plan.segmentation,
+        VALIDATION,
+        "Lesion segmentation: Mask R-CNN, ResNet18 truncated by one block",
+        "Trained from random weights on phantoms, which are generated pictures and no scans of people, and measured on "
+        "phantom patients that it has not seen. This says nothing about how a model does on people.",
+        f"configs/{CONFIG}",
+        [Picture(panel.image, f"{panel.text}: slice, ground truth, prediction") for panel in shown],
+    )
+    lead = "What one command made on this machine: generated CT, a model trained on it, and what that model sees."
+    write_summary(plan.page, "d2_covid demo", lead, [segmentation])
+
+
+def prepare_output(output: Path, fresh: bool) -> None:
+    """Make the folder, or make sure that it is a demo's; with ``fresh``, empty it.
+
+    Raises:
+        UserError: it holds something else.
+    """
+    if output.exists() and not output.is_dir():
+        raise UserError(f"--output {output} is a file; give a folder.")
+    state = output / STATE
+    if output.is_dir() and any(output.iterdir()):
+        if not state.is_file():
+            raise UserError(f"--output {output} holds other things than a demo; give a new folder.")
+        if fresh:
+            shutil.rmtree(output)
+    if not state.is_file():
+        write_json(state, {})
+
+
+def run(plan: Plan) -> None:
+    """All steps, in order."""
+    steps = Steps(plan.output / STATE, total=3, say=lambda line: print(line, flush=True))
+    annotations = plan.data / "phantom" / "annotations"
+    inputs = [plan.phantoms]
+    steps.run(
+        "making phantom CT",
+        inputs,
+        [annotations / "merge_train.json", annotations / "merge_val.json"],
+        plan.phantom_seconds,
+        lambda resume: make_phantoms(plan),
+    )
+    inputs = [*inputs, get_config(CONFIG, plan.training).dump()]
+    steps.run(
+        "training and measuring Mask R-CNN",
+        inputs,
+        [plan.segmentation / "model_final.pth", plan.evaluation / "results.json"],
+        plan.training_seconds,
+        lambda resume: train(plan, resume),
+    )
+    steps.run(
+        "drawing overlays and the summary page",
+        [*inputs, str(plan.segmentation.resolve())],
+        [plan.page, plan.overlays / "contact_sheet.png"],
+        10,
+        lambda resume: show(plan),
+    )
+
+
+def report(plan: Plan, seconds: float) -> None:
+    """Say what came out and where it is."""
+    results = read_json(plan.evaluation / "results.json")
+    patients = counted(results["patients"], "phantom patient")
+    print(f"\nOn {counted(results['slices'], 'slice')} of {patients} that the model was not trained on:")
+    for row in lesion_rows(results):
+        if row.name in HEADLINES:
+            print(f"  {row.name:<24} {row.value:>8}   95 % interval {row.interval}")
+    print(f"\n  page      {plan.page.resolve()}")
+    print(f"  overlays  {plan.overlays.resolve()}")
+    print(f"  model     {(plan.segmentation / 'model_final.pth').resolve()}")
+    print(f"\n{seconds:.0f} s in all. Phantoms are generated pictures: none of this says how a model does on people.")
+    print("Research software: not a medical device.")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the demo; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=Path("demo"), metavar="DIR", help="folder for everything [demo]")
+    parser.add_argument("--fresh", action="store_true", help="throw away what an earlier demo left there")
+    parser.add_argument("--quick-check", action="store_true", help="every step in seconds; the model learns nothing")
+    args = parser.parse_args(argv)
+
+    started = time.monotonic()
+    prepare_output(args.output, args.fresh)
+    plan = quick_plan(args.output) if args.quick_check else Plan(args.output)
+    os.environ["DETECTRON2_DATASETS"] = str(plan.data.resolve())
+    run(plan)
+    report(plan, time.monotonic() - started)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

@@ -1,0 +1,94 @@
+#!/usr/bin/env python
+"""Trains a model, resumes its training, or evaluates it.
+
+    python tools/train_net.py --config-file configs/segmentation/mask_rcnn_R_18_T1_FPN.yaml OUTPUT_DIR output/r18_t1
+    python tools/train_net.py --config-file ... OUTPUT_DIR output/r18_t1 --resume
+    python tools/train_net.py --config-file ... --eval-only MODEL.WEIGHTS output/r18_t1/model_best.pth
+
+Exit status: 0 done, 2 bad input (one line on stderr says what and how to mend it).
+"""
+
+import argparse
+import sys
+from typing import Sequence
+
+from d2_covid import get_config
+from d2_covid.cli import run_command
+from d2_covid.data.datasets import register_lesions
+from d2_covid.data.slice_datasets import register_slices_option
+from d2_covid.engine.run import run_evaluation, run_training
+from d2_covid.engine.setup import choose_device
+from d2_covid.errors import UserError
+
+import torch
+from detectron2.engine import default_argument_parser, launch
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Detectron2's own arguments, and ours."""
+    parser = default_argument_parser(epilog=__doc__)
+    parser.description = "Train, resume or evaluate a model of d2_covid. Research software: not a medical device."
+    parser.add_argument(
+        "--register-lesions",
+        nargs=3,
+        action="append",
+        default=[],
+        metavar=("NAME", "JSON", "IMAGES"),
+        help="name a COCO json of your own, with images below a folder, for DATASETS.TRAIN or TEST; repeatable",
+    )
+    parser.add_argument(
+        "--register-slices",
+        nargs="+",
+        action="append",
+        default=[],
+        metavar=("NAME", "LIST[:SPLIT] IMAGES [CLASS ...]"),
+        help="name a list of slices with their classes, and its images, likewise; comes before another option",
+    )
+    parser.add_argument("--progress", action="store_true", help="show a progress bar, as on a terminal")
+    return parser
+
+
+def work(args: argparse.Namespace) -> int:
+    """What each process does: register, then train or evaluate. Returns its exit status."""
+    return run_command(lambda: _work(args))
+
+
+def _work(args: argparse.Namespace) -> None:
+    cfg = get_config(args.config_file, args.opts)
+    choose_device(cfg, args.opts)
+    for name, json_file, images in args.register_lesions:
+        register_lesions(name, json_file, images)
+    for values in args.register_slices:
+        register_slices_option(values)
+    if args.eval_only:
+        results = run_evaluation(cfg, resume=args.resume, command=args.command)
+    else:
+        results = run_training(cfg, resume=args.resume, progress=args.progress or None, command=args.command)
+    width = max(map(len, results), default=0)
+    for name, value in results.items():
+        print(f"{name:<{width}}  {value:.4g}")
+
+
+def _worker(args: argparse.Namespace) -> None:
+    # What a spawned process returns is lost; its exit status is not.
+    sys.exit(work(args))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; starts one process per GPU where several are asked for."""
+    command = [sys.argv[0], *(sys.argv[1:] if argv is None else argv)]
+    args = build_parser().parse_args(argv)
+    args.command = command
+    if args.num_gpus * args.num_machines <= 1:
+        return work(args)
+    if args.num_gpus > torch.cuda.device_count():
+        raise UserError(f"--num-gpus {args.num_gpus}, but PyTorch finds {torch.cuda.device_count()} on this machine.")
+    try:
+        launch(_worker, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url, args=(args,))
+    except torch.multiprocessing.ProcessExitedException as error:
+        return error.exit_code  # the process has said why
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

@@ -1,0 +1,192 @@
+#!/usr/bin/env python
+"""Draws lesions on slices: the ground truth of a dataset, predictions beside it, or predictions on a folder of images.
+
+    python tools/visualize_data.py --source annotation --dataset cncb_merge_val --limit 20 --output overlays
+    python tools/visualize_data.py --source predictions --dataset cncb_merge_val \\
+        --predictions output/inference/cncb_merge_val/coco_instances_results.json --output overlays
+    python tools/visualize_data.py --source images --input slices/ \\
+        --config-file configs/segmentation/mask_rcnn_R_18_T1_FPN.yaml --weights output/model_best.pth --output overlays
+
+One PNG a slice. Beside ground truth, dashed lines mark lesions that were not found and predictions that found none
+(overlap, IoU, below 0.5). Exit status: 0 done, 2 bad input (one line on stderr says what and how to mend it).
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any, Callable, Iterator, Sequence
+
+from d2_covid import get_config
+from d2_covid.cli import run_command
+from d2_covid.data.datasets import ensure_registered, register_lesions
+from d2_covid.data.lesion_masks import MASK_TYPES
+from d2_covid.engine.setup import choose_device
+from d2_covid.errors import UserError
+from d2_covid.inference.batch import load_model, predict_slices
+from d2_covid.visualization.gallery import Panel, dataset_panels, find_slices, read_predictions, sample, unique_stems
+from d2_covid.visualization.instances import from_instances
+from d2_covid.visualization.panels import contact_sheet, save_png, slice_panel
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from tqdm import tqdm
+
+SHEET = "contact_sheet.png"
+SHEET_PANELS = 60
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description="Draw lesions on CT slices. Research software: not a medical device.",
+        epilog=__doc__.split("\n", 1)[1],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--source", required=True, choices=("annotation", "predictions", "images"),
+        help="ground truth of a dataset; predictions beside it; or predictions on a folder of images",
+    )  # fmt: skip
+    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder for the PNG files")
+
+    data = parser.add_argument_group("slices")
+    data.add_argument("--dataset", metavar="NAME", help="registered dataset, as cncb_merge_val")
+    data.add_argument(
+        "--register-lesions", nargs=3, metavar=("NAME", "JSON", "IMAGES"),
+        help="your own COCO json, with images below a folder; --dataset NAME may then be left out",
+    )  # fmt: skip
+    data.add_argument("--input", type=Path, metavar="DIR", help="folder of images, for --source images")
+    data.add_argument("--limit", type=_positive, metavar="N", help="draw this many slices, chosen by --seed [all]")
+    data.add_argument("--seed", type=int, default=0, help="of that choice [0]")
+
+    predicted = parser.add_argument_group("predictions")
+    predicted.add_argument("--predictions", type=Path, metavar="JSON", help="coco_instances_results.json, or a model:")
+    predicted.add_argument("--config-file", metavar="YAML", help="config of the model")
+    predicted.add_argument("--weights", metavar="PTH", help="checkpoint of the model")
+    predicted.add_argument(
+        "--score-threshold", type=_share, default=0.5, metavar="X", help="leave out predictions that score less [0.5]"
+    )
+    parser.add_argument(
+        "--contact-sheet", action="store_true", help=f"also {SHEET}: up to {SHEET_PANELS} slices in one picture"
+    )
+    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="overrides of the config; put them last")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Draw; returns the exit status."""
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    check_arguments(args)
+    if args.source == "images":
+        count, panels = image_panels(args)
+    else:
+        count, panels = annotated_panels(args)
+    thumbnails, failed = [], 0
+    for panel in tqdm(panels, total=count, desc="drawing", unit="slice", file=sys.stderr):
+        if isinstance(panel, UserError):
+            tqdm.write(f"error: {panel}", file=sys.stderr)
+            failed += 1
+            continue
+        save_png(args.output / f"{panel.name}.png", panel.image)
+        if args.contact_sheet and len(thumbnails) < SHEET_PANELS:
+            thumbnails.append(panel.image)
+    if thumbnails:
+        save_png(args.output / SHEET, contact_sheet(thumbnails))
+    print(f"{count - failed} of {count} slices drawn, in {args.output.resolve()}")
+    return 2 if failed else 0
+
+
+def check_arguments(args: argparse.Namespace) -> None:
+    """Refuse options that don't go together, in a sentence that says which to give."""
+    with_model = bool(args.config_file and args.weights)
+    if bool(args.config_file) != bool(args.weights):
+        raise UserError("A model is --config-file and --weights; one of the two is missing.")
+    if args.source == "images":
+        if args.input is None or not with_model:
+            raise UserError("--source images needs --input DIR and a model: --config-file YAML --weights PTH.")
+        if args.predictions or args.dataset or args.register_lesions:
+            raise UserError("--source images takes a folder and a model; for a dataset use --source predictions.")
+        if args.output.resolve().is_relative_to(args.input.resolve()):
+            raise UserError(f"--output {args.output} lies inside --input; the next run would take overlays for slices.")
+        return
+    if not (args.dataset or args.register_lesions):
+        raise UserError(f"--source {args.source} needs --dataset NAME or --register-lesions NAME JSON IMAGES.")
+    if args.input is not None:
+        raise UserError(f"--input is for --source images; --source {args.source} takes its slices from the dataset.")
+    if args.source == "predictions" and bool(args.predictions) == with_model:
+        raise UserError("--source predictions needs --predictions JSON, or a model: --config-file YAML --weights PTH.")
+    if args.source == "annotation" and (args.predictions or with_model):
+        raise UserError("--source annotation draws ground truth alone; for predictions use --source predictions.")
+
+
+def annotated_panels(args: argparse.Namespace) -> tuple[int, Iterator[Panel | UserError]]:
+    """How many slices of the dataset are to be drawn, and their panels."""
+    if args.register_lesions:
+        register_lesions(*args.register_lesions)
+    name = args.dataset or args.register_lesions[0]
+    ensure_registered([name])
+    records = DatasetCatalog.get(name)
+    metadata = MetadataCatalog.get(name)
+    predict = None
+    if args.predictions:
+        predict = read_predictions(args.predictions, records, metadata.thing_dataset_id_to_contiguous_id)
+    elif args.source == "predictions":
+        predict = model_prediction(args, metadata.thing_classes)
+    records = sample(records, args.limit, args.seed)
+    return len(records), dataset_panels(records, metadata.thing_classes, predict, args.score_threshold)
+
+
+def image_panels(args: argparse.Namespace) -> tuple[int, Iterator[Panel | UserError]]:
+    """How many images of the folder are to be drawn, and their panels, or what is wrong with one."""
+    files = sample(find_slices(args.input), args.limit, args.seed)
+    cfg = model_config(args)
+    model, class_names = load_model(cfg), MASK_TYPES[cfg.DATASETS.MASK_TYPE]
+    names = [file.relative_to(args.input) for file in files]
+
+    def panels() -> Iterator[Panel | UserError]:
+        for file, name, stem in zip(files, names, unique_stems(n.with_suffix("").as_posix() for n in names)):
+            try:
+                image, instances = next(predict_slices(model, [file], cfg))
+            except UserError as error:
+                yield error
+                continue
+            found = from_instances(instances).above(args.score_threshold)
+            yield Panel(stem, str(name), slice_panel(image, class_names, predictions=found, name=str(name)))
+
+    return len(files), panels()
+
+
+def model_prediction(args: argparse.Namespace, class_names: Sequence[str]) -> Callable[[dict[str, Any], Any], Any]:
+    """A function from a dataset dict and its slice to the model's predictions."""
+    cfg = model_config(args)
+    own = MASK_TYPES[cfg.DATASETS.MASK_TYPE]
+    if len(own) != len(class_names):
+        raise UserError(
+            f"The model of {args.config_file} predicts {', '.join(own)}, the dataset has {', '.join(class_names)}; "
+            "give a dataset of the model's mask type."
+        )
+    model = load_model(cfg)
+    return lambda record, image: from_instances(next(predict_slices(model, [image], cfg))[1])
+
+
+def model_config(args: argparse.Namespace):
+    """The model's config, with its weights and a device that is there."""
+    cfg = get_config(args.config_file, [*args.opts, "MODEL.WEIGHTS", args.weights])
+    choose_device(cfg, args.opts)
+    return cfg
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
+    return value
+
+
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

@@ -139,7 +139,8 @@ PATCHES = (
         "torch.meshgrid's notice",
         "modeling/anchor_generator.py",
         "    shift_y, shift_x = torch.meshgrid(shifts_y, shifts_x)",
-        lambda _: True,
+        # Harmless, so a Detectron2 that somebody built keeps it.
+        lambda root: not has_compiled_ops(root),
         _quieten_meshgrid,
     ),
 )

@@ -89,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         ]
     rows = [analyze(path, args.size, args.opts) for path in files]
     headers = ["model", "total", "paper", "trainable", "paper", "backbone", "rpn", "box", "mask", "sum", "difference"]
-    print("Parameters in millions (the paper's totals count BatchNorm statistics too). Multiply-adds in billions for one")
+    print("Millions of parameters (totals with BatchNorm statistics, as in the paper), billions of multiply-adds for one")
     print(f"{args.size}x{args.size} image, at the largest number of RoIs that the config allows.")
     print(tabulate(rows, headers, disable_numparse=True))
     return 0

@@ -1,0 +1,150 @@
+"""Geometry, units and the series of an array."""
+
+import itertools
+
+from d2_covid.data.geometry import Geometry, affine_from_spacing, flip_lps_ras
+from d2_covid.data.preprocessing import network_input, window_to_uint8
+from d2_covid.data.volumes import series_from_array
+from d2_covid.errors import UserError
+
+import numpy as np
+import pytest
+
+SIGNED_AXES = [
+    (order, signs) for order in itertools.permutations(range(3)) for signs in itertools.product((1, -1), repeat=3)
+]
+
+
+def _affine(order, signs, spacing=(0.7, 0.9, 2.5), origin=(-100, -80, -300)) -> np.ndarray:
+    """Affine whose column, row and slice run along the patient's axes ``order``, forwards or backwards."""
+    affine = np.eye(4)
+    affine[:3, :3] = 0
+    for column, (axis, sign) in enumerate(zip(order, signs)):
+        affine[axis, column] = sign * spacing[axis]
+    affine[:3, 3] = origin
+    return affine
+
+
+@pytest.mark.parametrize("order, signs", SIGNED_AXES)
+def test_every_orientation_becomes_axial_and_comes_back(order, signs):
+    """A voxel's place in the patient stays what it was, and the three axes run to left, posterior and superior."""
+    source = np.arange(3 * 4 * 5).reshape(3, 4, 5)
+    geometry = Geometry(source.shape, _affine(order, signs))
+    axial = geometry.to_axial(source)
+    assert axial.shape == geometry.shape
+    np.testing.assert_allclose(geometry.affine[:3, :3], np.diag([0.7, 0.9, 2.5]), atol=1e-12)
+    np.testing.assert_array_equal(geometry.to_source(axial), source)
+    for k, j, i in itertools.product(*map(range, axial.shape)):
+        place = geometry.affine @ [i, j, k, 1]
+        i0, j0, k0 = np.rint(np.linalg.solve(geometry.source_affine, place)[:3]).astype(int)
+        assert source[k0, j0, i0] == axial[k, j, i]
+    for index in range(axial.shape[0]):
+        axis, at = geometry.source_index(index)
+        np.testing.assert_array_equal(geometry.present_slice(np.take(source, at, axis=axis)), axial[index])
+
+
+def test_lps_and_ras_turn_into_each_other_exactly():
+    affine = _affine((0, 1, 2), (1, -1, 1), spacing=(0.1, 0.3, 0.7))
+    np.testing.assert_array_equal(flip_lps_ras(flip_lps_ras(affine)), affine)
+    assert flip_lps_ras(affine)[0, 0] == -0.1 and flip_lps_ras(affine)[1, 1] == 0.3
+
+
+def test_a_tilted_grid_counts_distance_along_the_normal():
+    affine = affine_from_spacing((5.0, 1.0, 1.0))
+    affine[1, 2] = 2.0
+    geometry = Geometry((10, 20, 20), affine)
+    assert geometry.spacing == pytest.approx((5.0, 1.0, 1.0))
+    assert geometry.slice_extents_mm.sum() * geometry.pixel_area_mm2 == pytest.approx(50)
+
+
+def test_uneven_slices_stand_for_half_the_way_to_either_neighbour():
+    affine = affine_from_spacing((10 / 3, 1.0, 1.0))
+    geometry = Geometry((4, 8, 8), affine, slice_offsets=(0, 1, 2, 10))
+    assert geometry.slice_extents_mm.tolist() == [1, 1, 4.5, 8]
+    backwards = affine @ np.diag([1, 1, -1, 1])
+    assert Geometry((4, 8, 8), backwards, (0, 1, 2, 10)).slice_extents_mm.tolist() == [8, 4.5, 1, 1]
+
+
+@pytest.mark.parametrize("break_it", [lambda a: a * np.nan, lambda a: a * 0, lambda a: a * 1e5, lambda a: a[:3, :3]])
+def test_an_affine_that_makes_no_volume_is_refused(break_it):
+    with pytest.raises(ValueError, match="not an affine"):
+        Geometry((2, 2, 2), break_it(np.eye(4)))
+
+
+def test_an_array_becomes_a_series(scans):
+    volume = scans.body()
+    series = series_from_array(volume, spacing=(2, 1, 0.8))
+    assert (series.num_slices, series.shape, series.hounsfield) == (8, volume.shape, True)
+    assert series.spacing == pytest.approx((2, 1, 0.8)) and series.pixel_area_mm2 == pytest.approx(0.8)
+    for k in range(8):
+        assert series.slice(k).dtype == np.float32
+        np.testing.assert_array_equal(series.slice(k), volume[k])
+    expected = network_input(window_to_uint8(volume[3], -600, 1500), 64, 128)
+    assert network_input(series.gray(3, -600, 1500), 64, 128).equal(expected)
+    with pytest.raises(IndexError):
+        series.slice(8)
+
+
+def test_a_single_slice_is_a_series_of_one(scans):
+    series = series_from_array(scans.body()[0])
+    assert series.num_slices == 1 and "no spacing" in series.warnings[0]
+
+
+def test_voxels_without_a_value_become_air_and_are_counted(scans):
+    volume = scans.body().astype(np.float32)
+    volume[2, 10, 10:13] = np.nan, np.inf, -np.inf
+    series = series_from_array(volume, (2, 1, 1))
+    assert series.slice(2)[10, 10:13].tolist() == [-1024] * 3
+    assert "3 of 15,360 voxels are not finite" in series.warnings[0]
+
+
+@pytest.mark.parametrize(
+    "scale, expected",
+    [
+        (lambda gray: gray, lambda gray: gray),
+        (lambda gray: gray.astype(np.float64), lambda gray: gray),
+        (lambda gray: gray / 255, lambda gray: gray),
+        (lambda gray: gray.astype(np.uint16) * 257, lambda gray: gray),
+    ],
+    ids=["byte", "float byte", "unit", "short"],
+)
+def test_gray_is_refused_or_taken_as_windowed(scans, scale, expected):
+    gray = window_to_uint8(scans.body(), -600, 1500)
+    with pytest.raises(UserError, match="can't be Hounsfield units.*--assume-window"):
+        series_from_array(scale(gray), (2, 1, 1))
+    series = series_from_array(scale(gray), (2, 1, 1), assume_window=True)
+    assert not series.hounsfield and "taken as gray" in series.warnings[0]
+    np.testing.assert_array_equal(series.slice(4), expected(gray)[4])
+    np.testing.assert_array_equal(series.gray(4, -600, 1500), series.slice(4))
+
+
+def test_air_in_one_slice_that_was_not_sampled_still_counts():
+    volume = np.zeros((40, 8, 8), np.int16)
+    volume[1] = -900
+    assert series_from_array(volume, (1, 1, 1)).hounsfield
+
+
+def test_assume_window_leaves_hounsfield_units_alone(scans):
+    assert series_from_array(scans.body(), (2, 1, 1), assume_window=True).hounsfield
+
+
+@pytest.mark.parametrize(
+    "array, options, message",
+    [
+        (np.full((2, 4, 4), np.nan), {}, "no voxel has a finite value"),
+        (np.full((2, 4, 4), 70000), {"assume_window": True}, "neither Hounsfield units nor gray"),
+        (np.full((2, 4, 4), -50), {"assume_window": True}, "neither Hounsfield units nor gray"),
+        (np.zeros((2, 2, 4, 4)), {}, "(slices, rows, columns) is needed"),
+        (np.zeros((2, 4, 4), complex), {}, "an array of numbers"),
+        (np.zeros((0, 4, 4)), {}, "claims 4 x 4 x 0 voxels"),
+        (np.zeros((2, 4, 4)), {"spacing": (1, 0, 1)}, "three numbers above 0"),
+        (np.zeros((2, 4, 4)), {"spacing": (1, np.nan, 1)}, "three numbers above 0"),
+        (np.zeros((2, 4, 4)), {"spacing": (1, 1)}, "three numbers above 0"),
+        (np.broadcast_to(np.int16(0), (1, 5000, 5000)), {}, "16,777,216 pixels at most"),
+        (np.broadcast_to(np.int16(0), (2**14, 512, 512)), {}, "bytes at most"),
+    ],
+)
+def test_what_is_no_ct_is_refused_in_one_line(array, options, message):
+    with pytest.raises(UserError) as error:
+        series_from_array(array, **{"spacing": (1, 1, 1), **options})
+    assert message in str(error.value) and "\n" not in str(error.value)

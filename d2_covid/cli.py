@@ -28,12 +28,18 @@ def run_command(main: Callable[[], int | None]) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of ``d2-covid``; each subcommand sets ``run``, which takes the parsed arguments."""
+    # Here, since every tool takes run_command from this module, and few need a model.
+    from .inference import predict_command
+
     parser = argparse.ArgumentParser(
         prog="d2-covid", description="Lung lesions in chest CT. Research software: not a medical device."
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     # Runs before the package is imported (d2_covid_entry); named here so that --help lists it.
     commands.add_parser("doctor", help="versions, device, what compat had to do, and what is missing")
+    predict = commands.add_parser("predict", help="find lesions in images, DICOM series and volumes")
+    predict_command.add_arguments(predict)
+    predict.set_defaults(run=predict_command.run, parser=predict)
     return parser
 
 

@@ -1,0 +1,271 @@
+"""Many scans through one model: streamed, each with a folder of its own, and an account of the whole."""
+
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Callable, Sequence
+
+import torch
+
+from ..data.discovery import discover
+from ..data.files import write_json
+from ..data.limits import one_line
+from ..data.volumes import Problem, Series
+from ..engine.run_record import device_name, now, versions
+from ..errors import UserError
+from .kept_tags import check_keywords, read_tags
+from .outputs import DONE, choose_outputs, file_sizes, overlay_writer, whole_folder, write_outputs
+from .predictions_json import NOTICE, SCHEMA_VERSION, model_facts
+from .predictor import Predictor
+from .resume import config_sha256, result_key, whole_result
+from .series_result import SeriesResult
+from .summary_table import SummaryRow, write_summary
+
+Report = Callable[[str], None]
+"""Takes a line that the user should see."""
+
+
+@dataclass(frozen=True)
+class BatchOptions:
+    """How to run over many scans.
+
+    Attributes:
+        save: names out of :data:`.outputs.NEEDS`; None: all that can be.
+        resume: leave a series as it is if its folder is whole, and was made of the same files by the same model with
+            the same options.
+        keep_tags: DICOM keywords whose values may go into the outputs.
+        debug: let unforeseen errors end the run.
+    """
+
+    save: Sequence[str] | None = None
+    resume: bool = False
+    assume_window: bool = False
+    keep_tags: tuple[str, ...] = ()
+    seed: int = 0
+    debug: bool = False
+    command: tuple[str, ...] = ()
+
+
+class Progress:
+    """Where a run tells how far it is; this one keeps silent."""
+
+    def found(self, scans: int) -> None:
+        """So many scans will come."""
+
+    def advance(self, share: float, name: str = "") -> None:
+        """That much of one scan, ``name``, is done."""
+
+
+@dataclass
+class BatchRun:
+    """A run over ``inputs`` into the folder ``output``.
+
+    ``output`` gets a folder for each series, named by its identifier, ``run.json`` and ``summary.csv``.
+    """
+
+    predictor: Predictor
+    inputs: Sequence[str | Path]
+    output: Path
+    options: BatchOptions
+    report: Report
+    progress: Progress = field(default_factory=Progress)
+
+    def __post_init__(self) -> None:
+        self.output = Path(self.output)
+        self.save = choose_outputs(self.options.save)
+        check_keywords(self.options.keep_tags)
+        refuse_nested(self.inputs, self.output)
+        self.rows: list[SummaryRow] = []
+        self._entries: list[dict[str, Any]] = []
+        self._problems: list[Problem] = []
+        self._started = now(), time.monotonic()
+
+    def run(self) -> int:
+        """Predict on everything.
+
+        Returns:
+            Exit status: 0 all done, 1 some failed, 2 there was nothing to start on.
+
+        Raises:
+            UserError: the output folder can't be written to.
+        """
+        self._write_record("running")
+        try:
+            for item in discover(self.inputs, assume_window=self.options.assume_window, on_found=self.progress.found):
+                if isinstance(item, Problem):
+                    self._problem(item)
+                else:
+                    self._series(item)
+                del item
+        except BaseException:
+            with suppress(UserError):  # what ends the run is the news, not that its record can't be written either
+                self._write_ending("interrupted")
+            raise
+        failed = any(problem.failed for problem in self._problems)
+        failed = failed or any(row.status in ("failed", "partly") for row in self.rows)
+        try:
+            self._write_ending("finished")
+        except UserError as error:
+            self.report(f"error: {error}")
+            return 1
+        if failed:
+            return 1 if self._entries else 2
+        return 0
+
+    def _write_ending(self, status: str) -> None:
+        write_summary(self.output / "summary.csv", self.rows)
+        self._write_record(status)
+
+    def _problem(self, problem: Problem) -> None:
+        self._problems.append(problem)
+        self.report(f"{'error' if problem.failed else 'note'}: {problem.message}")
+        if problem.failed:
+            self.rows.append(SummaryRow(series=problem.path, status="failed", message=problem.message))
+
+    def _series(self, series: Series) -> None:
+        started = time.monotonic()
+        folder = self.output / series.identifier
+        for warning in series.warnings:
+            self.report(f"warning: {warning}")
+        entry: dict[str, Any] = {"identifier": series.identifier, "kind": series.kind, "slices": series.num_slices}
+        try:
+            key = result_key(self.predictor, series, self.save, self.options.assume_window, self.options.keep_tags)
+            done = whole_result(folder, key) if self.options.resume else None
+            if done is not None:
+                row = SummaryRow(**(done["row"] | {"status": "whole already"}))
+                self.progress.advance(1.0, series.identifier)
+            else:
+                row = self._predict(series, folder, key, entry)
+        except Exception as error:
+            if self.options.debug and not isinstance(error, UserError):
+                raise
+            message = failure_message(series, error)
+            self.report(f"error: {message}")
+            row = SummaryRow(
+                series=series.identifier, status="failed", kind=series.kind, slices=series.num_slices, message=message
+            )
+            entry["error"] = message
+        row.seconds = round(time.monotonic() - started, 2)
+        entry |= {"status": row.status, "seconds": row.seconds, "warnings": list(series.warnings)}
+        self.rows.append(row)
+        self._entries.append(entry)
+
+    def _predict(self, series: Series, folder: Path, key: str, entry: dict[str, Any]) -> SummaryRow:
+        tags = read_tags(series, self.options.keep_tags)
+        share = 1.0 / series.num_slices
+        with whole_folder(folder) as part:
+            draw = overlay_writer(part, self.predictor) if "overlays" in self.save else None
+            drawing = 0.0
+
+            def on_slice(result, gray) -> None:
+                nonlocal drawing
+                if draw is not None:
+                    started = time.perf_counter()
+                    draw(result, gray)
+                    drawing += time.perf_counter() - started
+                self.progress.advance(share, series.identifier)
+
+            result = self.predictor.series(series, on_slice=on_slice)
+            started = time.perf_counter()
+            left_out = write_outputs(part, result, series, self.predictor, self.save, tags)
+            seconds = result.seconds | {
+                "overlays": round(drawing, 3),
+                "write": round(time.perf_counter() - started, 3),
+            }
+            row = summary_row(result)
+            write_json(part / DONE, {"key": key, "row": vars(row), "files": file_sizes(part)})
+        for one in result.failed_slices:
+            self.report(f"error: {one.message}")
+        entry |= {
+            "folder": folder.name,
+            "seconds_by_stage": seconds,
+            "left_out": left_out,
+            "failed_slices": [{"index": one.index, "message": one.message} for one in result.failed_slices],
+        }
+        return row
+
+    def _write_record(self, status: str) -> None:
+        predictor, (started, clock) = self.predictor, self._started
+        totals: dict[str, float] = {}
+        for entry in self._entries:
+            for stage, seconds in entry.get("seconds_by_stage", {}).items():
+                totals[stage] = round(totals.get(stage, 0.0) + seconds, 3)
+        record = {
+            "schema_version": SCHEMA_VERSION,
+            "notice": NOTICE,
+            "status": status,
+            "started": started,
+            "ended": None if status == "running" else now(),
+            "seconds": round(time.monotonic() - clock, 3),
+            "seconds_by_stage": totals,
+            "command": list(self.options.command),
+            "inputs": [str(item) for item in self.inputs],
+            "versions": versions() | library_versions(),
+            "device": device_name(predictor.cfg.MODEL.DEVICE),
+            "threads": torch.get_num_threads(),
+            "seed": self.options.seed,
+            "model": model_facts(predictor)
+            | {"weights": str(predictor.source.weights), "config_sha256": config_sha256(predictor)},
+            "warnings": list(predictor.source.warnings),
+            "options": {
+                "save": list(self.save),
+                "resume": self.options.resume,
+                "assume_window": self.options.assume_window,
+                "keep_tags": list(self.options.keep_tags),
+                "batch_size": predictor.batch_size,
+            },
+            "series": self._entries,
+            "failures": [vars(problem) for problem in self._problems if problem.failed],
+            "left_out": [vars(problem) for problem in self._problems if not problem.failed],
+        }
+        write_json(self.output / "run.json", record)
+
+
+def summary_row(result: SeriesResult) -> SummaryRow:
+    """A series' line of the summary."""
+    share = result.lesion_share_of_lung
+    failed = len(result.failed_slices)
+    return SummaryRow(
+        series=result.identifier,
+        status="partly" if failed else "done",
+        kind=result.kind,
+        slices=result.num_slices,
+        slices_with_lesion=sum(bool(one.instances) for one in result.slices),
+        lesions=result.lesion_count,
+        lesion_ml=None if result.lesion_volume_ml is None else round(result.lesion_volume_ml, 3),
+        lung_share_percent=None if share is None else round(100 * share, 3),
+        image_class=result.image_class,
+        message=f"{failed} slice(s) can't be read" if failed else "",
+    )
+
+
+def failure_message(series: Series, error: Exception) -> str:
+    """Why a series failed, in one line."""
+    if isinstance(error, UserError):
+        return one_line(error, 1000)
+    name = series.identifier
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return f"{name}: not enough memory; use --device cpu, or a smaller --batch-size."
+    if isinstance(error, OSError):
+        return f"{name}: {one_line(error, 200)}."
+    return f"{name}: unforeseen {type(error).__name__}; --debug shows where. Other series are not affected."
+
+
+def refuse_nested(inputs: Sequence[str | Path], output: Path) -> None:
+    """Refuse an output folder that is an input or lies in one: the next run would read its own results."""
+    for item in inputs:
+        path = Path(item)
+        if path.is_dir() and output.resolve().is_relative_to(path.resolve()):
+            raise UserError(f"The output folder {output} lies in the input {path}; give one outside it.")
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of what reads and writes medical files, where it is installed."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {}
+    for name in ("pydicom", "nibabel", "SimpleITK", "highdicom"):
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found

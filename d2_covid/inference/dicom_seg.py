@@ -1,0 +1,154 @@
+"""Lesions as a DICOM Segmentation that refers to the instances they were found in, by highdicom."""
+
+import io
+from pathlib import Path
+from typing import Any, Mapping, Sequence
+
+import numpy as np
+
+from .. import __version__
+from ..data.files import atomic_write
+from ..data.limits import one_line, reading
+from ..data.volumes import Series
+from .mask_files import MaskOfSlice, source_planes
+
+# What a segmentation needs of its source: identity, place and size, nothing of the patient.
+_NEEDED = [
+    "SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID", "Modality",
+    "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness", "SpacingBetweenSlices",
+    "Rows", "Columns", "NumberOfFrames", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
+    "DimensionOrganizationSequence", "DimensionIndexSequence", "SamplesPerPixel", "ImageType", "InstanceNumber",
+]  # fmt: skip
+_FRAME_GROUPS = ("PlanePositionSequence", "PlaneOrientationSequence", "PixelMeasuresSequence", "FrameContentSequence")
+_EMPTY = (
+    *("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID", "StudyDate"),
+    *("StudyTime", "ReferringPhysicianName"),
+)
+
+
+def write_dicom_seg(
+    path: str | Path,
+    series: Series,
+    mask_of: MaskOfSlice,
+    lesion_classes: Sequence[str],
+    *,
+    model: str,
+    weights_sha256: str,
+    tags: Mapping[str, str],
+) -> str | None:
+    """Write the lesions of a DICOM series as a binary segmentation, one segment for each class that was found.
+
+    Patient and study stay blank but for ``tags``; UIDs tie it to its study and instances.
+
+    Args:
+        mask_of: label maps of the axial slices.
+        model, weights_sha256: named as the algorithm, and as its serial number.
+        tags: header fields to carry over (:func:`.kept_tags.read_tags`).
+
+    Returns:
+        None, or why there is no such file: no lesion, or headers that a segmentation can't refer to.
+
+    Raises:
+        UserError: a source can't be read any more, or the file can't be written.
+    """
+    planes = {k: plane.copy() for k, plane in enumerate(source_planes(series, mask_of)) if plane.any()}
+    if not planes:
+        return "no lesion was found"
+    try:
+        content = _encoded(series, planes, lesion_classes, model, weights_sha256, tags)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:  # highdicom, on headers that lack what it needs
+        return f"its headers do not allow it ({one_line(error, 160)})"
+    with atomic_write(path, "wb") as file:
+        file.write(content)
+    return None
+
+
+def _encoded(
+    series: Series,
+    planes: Mapping[int, np.ndarray],
+    lesion_classes: Sequence[str],
+    model: str,
+    weights_sha256: str,
+    tags: Mapping[str, str],
+) -> bytes:
+    import highdicom
+    from pydicom.uid import generate_uid
+
+    sources, pixels = _sources(series, planes)
+    for source in sources:
+        for keyword, value in tags.items():
+            setattr(source, keyword, value)
+    found = [number for number in range(1, len(lesion_classes) + 1) if (pixels == number).any()]
+    # Segments are numbered from 1 without a gap.
+    numbers = np.zeros(len(lesion_classes) + 1, np.uint8)
+    numbers[found] = np.arange(1, len(found) + 1)
+    seed = [series.identifier, weights_sha256, *(instance.sop_instance_uid for instance in series.instances)]
+    segmentation = highdicom.seg.Segmentation(
+        source_images=sources,
+        pixel_array=numbers[pixels],
+        segmentation_type=highdicom.seg.SegmentationTypeValues.BINARY,
+        segment_descriptions=[_segment(i + 1, lesion_classes[number - 1], model) for i, number in enumerate(found)],
+        series_instance_uid=generate_uid(entropy_srcs=[*seed, "series"]),
+        series_number=1,
+        sop_instance_uid=generate_uid(entropy_srcs=[*seed, "instance"]),
+        instance_number=1,
+        manufacturer="d2_covid",
+        manufacturer_model_name=model[:64],
+        software_versions=__version__,
+        device_serial_number=weights_sha256[:16],
+        content_label="LESIONS",
+        content_description="Research use only",
+        series_description="d2_covid lesions, research use only",
+    )
+    for keyword, value in tags.items():
+        setattr(segmentation, keyword, value)
+    buffer = io.BytesIO()
+    segmentation.save_as(buffer)
+    return buffer.getvalue()
+
+
+def _segment(number: int, name: str, model: str) -> Any:
+    import highdicom
+    from pydicom.sr.codedict import codes
+
+    return highdicom.seg.SegmentDescription(
+        segment_number=number,
+        segment_label=name,
+        segmented_property_category=codes.SCT.MorphologicallyAbnormalStructure,
+        segmented_property_type=codes.SCT.Lesion,
+        algorithm_type=highdicom.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
+        algorithm_identification=highdicom.AlgorithmIdentificationSequence(
+            name=model[:64], version=__version__, family=codes.DCM.ArtificialIntelligence
+        ),
+    )
+
+
+def _sources(series: Series, planes: Mapping[int, np.ndarray]) -> tuple[list[Any], np.ndarray]:
+    """Headers of the instances with lesions, blank of the patient, and their planes (frames, rows, columns)."""
+    instances = series.instances
+    paths = {instance.path for instance in instances}
+    multi_frame = len(paths) < len(instances) or any(instance.frame for instance in instances)
+    if not multi_frame:
+        return [_header(instances[k].path) for k in planes], np.stack(list(planes.values()))
+    if len(paths) > 1:
+        raise ValueError("several multi-frame files make up the series")
+    source = _header(instances[0].path)
+    pixels = np.zeros((int(source.NumberOfFrames), int(source.Rows), int(source.Columns)), np.uint8)
+    for k, plane in planes.items():
+        pixels[instances[k].frame] = plane
+    return [source], pixels
+
+
+def _header(path: Path) -> Any:
+    import pydicom
+
+    with reading(path):
+        dataset = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=_NEEDED, force=True)
+        for group in (*dataset.get("SharedFunctionalGroupsSequence", ()),
+                      *dataset.get("PerFrameFunctionalGroupsSequence", ())):  # fmt: skip
+            for element in list(group):
+                if element.keyword not in _FRAME_GROUPS:
+                    del group[element.tag]
+        for keyword in _EMPTY:
+            setattr(dataset, keyword, None)
+    return dataset

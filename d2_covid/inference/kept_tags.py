@@ -1,0 +1,39 @@
+"""Header fields that the user asks to keep. Without asking, only UIDs and geometry of a DICOM header go out."""
+
+from typing import Sequence
+
+from ..data.limits import one_line, reading, require
+from ..data.volumes import Series
+from ..errors import UserError
+
+
+def check_keywords(keywords: Sequence[str]) -> None:
+    """Refuse what is no DICOM keyword, such as ``PatientName`` or ``StudyDate`` (:class:`UserError`)."""
+    if not keywords:
+        return
+    require("pydicom", "--keep-tags")
+    from pydicom.datadict import dictionary_VR, tag_for_keyword
+
+    for keyword in keywords:
+        tag = tag_for_keyword(keyword)
+        if tag is None:
+            raise UserError(f"--keep-tags {one_line(keyword)}: DICOM has no such keyword; it is spelt as PatientName.")
+        if dictionary_VR(tag) in ("SQ", "OB", "OW", "OB or OW", "OF", "OD", "OL", "OV", "UN"):
+            raise UserError(f"--keep-tags {keyword} is a sequence or binary; only single values can be kept.")
+
+
+def read_tags(series: Series, keywords: Sequence[str]) -> dict[str, str]:
+    """Values of header fields of a series' first file, each as one line; those that it lacks are left out.
+
+    Raises:
+        UserError: the file can't be read any more.
+    """
+    if not keywords or series.kind != "dicom":
+        return {}
+    import pydicom
+
+    path = series.source_files[0]
+    with reading(path):
+        dataset = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(keywords), force=True)
+        values = {keyword: dataset.get(keyword) for keyword in keywords}
+        return {keyword: one_line(value) for keyword, value in values.items() if value not in (None, "")}

@@ -1,0 +1,174 @@
+"""Which model: a config by path or by name, or the one that the weights carry, and the names of its classes."""
+
+import difflib
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+
+from ..config import config_dir, get_config
+from ..data.lesion_masks import MASK_TYPES, require_mask_type
+from ..data.slice_lists import IMAGE_CLASSES
+from ..engine.carried_config import config_from_facts, silent_differences
+from ..engine.checkpoint import read_checkpoint
+from ..errors import UserError
+from ..modeling.backbone import truncation_of
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A config that is ready to build, its weights named in it, and what is to be said about the two.
+
+    Attributes:
+        name: of the config: its file's, or the model's own where the weights carry it.
+        image_classes: names of the C image classes; empty for a model that doesn't classify.
+    """
+
+    cfg: CfgNode
+    name: str
+    weights: Path
+    weights_sha256: str
+    lesion_classes: tuple[str, ...]
+    image_classes: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+
+def model_names() -> list[str]:
+    """Names of the models whose configs ship, such as ``mask_rcnn_R_18_T1_FPN``."""
+    return sorted(path.stem for path in config_dir().glob("*/*.yaml"))
+
+
+def find_config(model: str | Path) -> Path:
+    """The yaml file of a model: a path, a path below the shipped configs, or a name out of :func:`model_names`.
+
+    Raises:
+        UserError: there is none; the message lists names that are alike.
+    """
+    for path in (Path(model), config_dir() / model, config_dir() / f"{model}.yaml"):
+        if path.is_file():
+            return path
+    found = sorted(config_dir().glob(f"*/{Path(model).name}.yaml")) if Path(model).name == str(model) else []
+    if found:
+        return found[0]
+    names = model_names()
+    near = difflib.get_close_matches(Path(model).stem, names, n=3) or names
+    raise UserError(f"There is no model or config {model}; give the path of a yaml file, or a name: {', '.join(near)}.")
+
+
+def resolve_model(
+    config: str | Path | CfgNode | None = None, weights: str | Path | None = None, device: str = "auto"
+) -> ModelSource:
+    """Find the config and the weights of a model.
+
+    Without a config it is the one that the weights carry, or else ``config.yaml`` beside them, which training leaves.
+    Weights are read as tensors and plain values only.
+
+    Args:
+        weights: None: the config's ``MODEL.WEIGHTS``.
+        device: "auto": a CUDA device if there is one, else the CPU; or what PyTorch calls a device.
+
+    Raises:
+        UserError: no such config or weights, neither given, a damaged or foreign file, or a device that is not there.
+    """
+    device = choose_device(device)
+    cfg, name = _given_config(config)
+    if weights is None and cfg is not None and cfg.MODEL.WEIGHTS:
+        weights = cfg.MODEL.WEIGHTS
+    if not weights:
+        raise UserError("A model that predicts needs its weights: give --weights (weights=) the path of a checkpoint.")
+    path = Path(weights)
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; give --weights a checkpoint in it, such as {path / 'model_best.pth'}.")
+    facts = read_checkpoint(path).get("d2_covid", {})
+    facts = facts if isinstance(facts, dict) else {}
+    warnings: tuple[str, ...] = ()
+    if cfg is None:
+        cfg, name = _own_config(path, facts)
+    else:
+        differences = silent_differences(cfg, facts)
+        warnings = tuple(f"The config differs from the weights' own: {what}." for what in differences)
+    cfg.MODEL.WEIGHTS, cfg.MODEL.DEVICE = str(path), device
+    require_mask_type(cfg.DATASETS.MASK_TYPE)
+    return ModelSource(
+        cfg=cfg,
+        name=name,
+        weights=path,
+        weights_sha256=sha256_of(path),
+        lesion_classes=MASK_TYPES[cfg.DATASETS.MASK_TYPE],
+        image_classes=_image_classes(cfg, facts),
+        warnings=warnings,
+    )
+
+
+def choose_device(device: str) -> str:
+    """``device``, or for "auto" the best there is.
+
+    Raises:
+        UserError: PyTorch knows or finds no such device.
+    """
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        kind = torch.device(device)
+        torch.zeros(1, device=kind)
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise UserError(f"PyTorch can't compute on device {device!r} here; use --device auto or cpu.") from error
+    return device
+
+
+def sha256_of(path: str | Path) -> str:
+    """SHA-256 of a file, in hexadecimal.
+
+    Raises:
+        UserError: it can't be read.
+    """
+    digest = hashlib.sha256()
+    try:
+        with open(path, "rb") as file:
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
+    except OSError as error:
+        raise UserError(f"Cannot read {path}: {error.strerror or error}.") from error
+    return digest.hexdigest()
+
+
+def _given_config(config: str | Path | CfgNode | None) -> tuple[CfgNode | None, str]:
+    if config is None:
+        return None, ""
+    if isinstance(config, CfgNode):
+        cfg = config.clone()
+        cfg.defrost()
+        return cfg, _descriptive_name(cfg)
+    path = find_config(config)
+    return get_config(path), path.stem
+
+
+def _own_config(weights: Path, facts: dict[str, Any]) -> tuple[CfgNode, str]:
+    cfg = config_from_facts(facts, weights)
+    beside = weights.parent / "config.yaml"
+    if cfg is None and beside.is_file():
+        cfg = get_config(beside)
+    if cfg is None:
+        raise UserError(
+            f"{weights} does not say which model it holds, and no config.yaml lies beside it; give the model's config "
+            f"with --model, a yaml file or a name such as {model_names()[0]}."
+        )
+    return cfg, _descriptive_name(cfg)
+
+
+def _descriptive_name(cfg: CfgNode) -> str:
+    """A name for a config without a file, as the shipped ones are named."""
+    kind = "covid_ct_mask_net" if cfg.MODEL.META_ARCHITECTURE == "CovidCTMaskNet" else "mask_rcnn"
+    return f"{kind}_R_{cfg.MODEL.RESNETS.DEPTH}_{truncation_of(cfg)}_{cfg.DATASETS.MASK_TYPE}"
+
+
+def _image_classes(cfg: CfgNode, facts: dict[str, Any]) -> tuple[str, ...]:
+    if cfg.MODEL.META_ARCHITECTURE != "CovidCTMaskNet":
+        return ()
+    count, names = cfg.MODEL.CLASSIFIER.NUM_CLASSES, facts.get("image_classes")
+    if isinstance(names, list) and len(names) == count:
+        return tuple(map(str, names))
+    return IMAGE_CLASSES if count == len(IMAGE_CLASSES) else tuple(f"class {number}" for number in range(count))

@@ -1,0 +1,123 @@
+"""``d2-covid predict``: parses, calls, prints."""
+
+import argparse
+import sys
+import warnings
+from pathlib import Path
+
+from tqdm import tqdm
+
+from ..engine.seeding import seed_everything
+from .batch_run import BatchOptions, BatchRun, Progress
+from .outputs import NEEDS, choose_outputs
+from .predictions_json import NOTICE
+from .predictor import Predictor
+from .summary_table import printed_table
+
+_DESCRIPTION = """Find lesions, and with a classifier the class, in CT. INPUT is any mix of images (png, jpg, tif; 8 or
+16 bit), DICOM files, NIfTI, MetaImage and NRRD volumes, folders of any of these at any depth, and globs. Each series
+gets a folder in the output, named by its SeriesInstanceUID, file or folder."""
+_EPILOG = """exit status: 0 all done; 1 some failed, the others are done; 2 could not start. Outputs carry no header
+text of the patient unless --keep-tags names it; names of files and folders, and UIDs, are kept. """ + NOTICE
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what ``predict`` takes."""
+    parser.description, parser.epilog = _DESCRIPTION, _EPILOG
+    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="image, DICOM file, volume, folder or glob")
+    parser.add_argument("-o", "--output", required=True, metavar="OUT", type=Path, help="folder for the results")
+    parser.add_argument(
+        "--model", metavar="NAME|CONFIG", help="name of a shipped model, or a yaml file; default: what the weights say"
+    )
+    parser.add_argument("--weights", metavar="FILE", help="checkpoint, such as model_best.pth of a training run")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 (default: auto)")
+    parser.add_argument(
+        "--save", metavar="LIST", help=f"of {','.join(NEEDS)} (default: all that the input and the installation allow)"
+    )
+    parser.add_argument("--resume", action="store_true", help="skip series whose results are whole and up to date")
+    parser.add_argument(
+        "--assume-window", action="store_true", help="take volumes not in Hounsfield units as gray of a lung window"
+    )
+    parser.add_argument(
+        "--score-threshold", type=float, metavar="S", help="detections from this score on are lesions (default: 0.5)"
+    )
+    parser.add_argument(
+        "--window", type=float, nargs=2, metavar=("LEVEL", "WIDTH"), help="in Hounsfield units (default: -600 1500)"
+    )
+    parser.add_argument("--batch-size", type=int, metavar="N", help="slices to a pass (default: 4 on a CPU, else 8)")
+    parser.add_argument(
+        "--keep-tags", nargs="+", default=[], metavar="TAG", help="DICOM keywords to copy to the outputs: PatientID ..."
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of all random numbers (default: 0)")
+    parser.add_argument("--debug", action="store_true", help="end at the first unforeseen error, and show where")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run ``d2-covid predict``; exit status as in its help."""
+    with warnings.catch_warnings():
+        # What PyTorch and highdicom warn of is for those who call them; it would stand between lines for the user.
+        warnings.filterwarnings("ignore", category=UserWarning)
+        return _run(args)
+
+
+def _run(args: argparse.Namespace) -> int:
+    if args.batch_size is not None and args.batch_size < 1:
+        args.parser.error("--batch-size must be 1 or more")
+    save = None if args.save is None else [name.strip() for name in args.save.split(",") if name.strip()]
+    choose_outputs(save)  # before the model takes its time to load
+    seed_everything(args.seed)
+    predictor = Predictor(
+        args.model,
+        args.weights,
+        args.device,
+        score_threshold=args.score_threshold,
+        window=None if args.window is None else tuple(args.window),
+        batch_size=args.batch_size,
+    )
+    options = BatchOptions(
+        save=save,
+        resume=args.resume,
+        assume_window=args.assume_window,
+        keep_tags=tuple(args.keep_tags),
+        seed=args.seed,
+        debug=args.debug,
+        command=tuple(sys.argv),
+    )
+    with _Bar() as bar:
+        for warning in predictor.source.warnings:
+            bar.say(f"warning: {warning}")
+        batch = BatchRun(predictor, args.inputs, args.output, options, report=bar.say, progress=bar)
+        status = batch.run()
+    if batch.rows:
+        print(printed_table(batch.rows))
+    print(f"{args.output / 'summary.csv'}, {args.output / 'run.json'}. {NOTICE}")
+    return status
+
+
+class _Bar(Progress):
+    """A bar over scans, on stderr if that is a terminal; parts of a scan count, so that one large scan moves it too."""
+
+    def __init__(self) -> None:
+        self._bar = tqdm(
+            unit="scan",
+            disable=not sys.stderr.isatty(),
+            bar_format="{desc}{percentage:3.0f}%|{bar}| {n:.1f}/{total_fmt} scans [{elapsed}<{remaining}]",
+        )
+
+    def __enter__(self) -> "_Bar":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def found(self, scans: int) -> None:
+        self._bar.total = scans
+        self._bar.refresh()
+
+    def advance(self, share: float, name: str = "") -> None:
+        self._bar.set_description_str(f"{name[-20:]} ", refresh=False)
+        self._bar.update(share)
+
+    def say(self, line: str) -> None:
+        """A line above the bar."""
+        self._bar.write(line, file=sys.stderr)

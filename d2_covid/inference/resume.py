@@ -1,0 +1,52 @@
+"""Whether the result of a series is still that of its files, model and options."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Sequence
+
+from .. import __version__
+from ..data.volumes import Series
+from .outputs import DONE
+from .predictions_json import SCHEMA_VERSION
+from .predictor import Predictor
+from .summary_table import SummaryRow
+
+
+def result_key(
+    predictor: Predictor, series: Series, save: Sequence[str], assume_window: bool, keep_tags: Sequence[str]
+) -> str:
+    """A digest of all that a result depends on: files (by path, size and time), model, options and this version.
+
+    Raises:
+        OSError: a file is gone.
+    """
+    files = []
+    for path in series.source_files:
+        status = path.stat()
+        files.append((str(path), status.st_size, status.st_mtime_ns))
+    versions, model = (__version__, SCHEMA_VERSION), (predictor.source.weights_sha256, config_sha256(predictor))
+    parts = [versions, model, list(save), assume_window, list(keep_tags), files]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def config_sha256(predictor: Predictor) -> str:
+    """SHA-256 of all that decides on a prediction besides the weights: config, window, threshold, names."""
+    cfg = predictor.cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.WEIGHTS, cfg.MODEL.DEVICE, cfg.OUTPUT_DIR = "", "", ""
+    settings = (cfg.dump(), predictor.window, predictor.score_threshold, predictor.image_classes)
+    return hashlib.sha256(repr(settings).encode()).hexdigest()
+
+
+def whole_result(folder: Path, key: str) -> dict[str, Any] | None:
+    """What a series' folder says of itself, if it was made under this key and all its files are there."""
+    try:
+        done = json.loads((folder / DONE).read_text(encoding="utf-8"))
+        if done["key"] != key or not done["files"]:
+            return None
+        whole = all((folder / name).stat().st_size == size for name, size in done["files"].items())
+        SummaryRow(**done["row"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return done if whole else None

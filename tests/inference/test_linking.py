@@ -1,0 +1,55 @@
+"""Lesions across slices against SciPy's labels of the whole stack."""
+
+from d2_covid.inference.linking import LesionLinker
+
+import numpy as np
+import pytest
+from scipy import ndimage
+
+
+def _link(volume: np.ndarray, voxel: float = 2.0):
+    linker = LesionLinker()
+    nodes = [linker.add(mask, index, voxel) for index, mask in enumerate(volume)]
+    return nodes, *linker.finish()
+
+
+@pytest.mark.parametrize("share", [0.02, 0.08, 0.15, 0.4])
+def test_same_components_as_labelling_the_whole_stack(share):
+    volume = np.random.default_rng(int(share * 100)).random((9, 20, 24)) < share
+    expected, count = ndimage.label(volume, structure=np.ones((3, 3, 3)))
+    nodes, lesions, numbers = _link(volume)
+    assert len(lesions) == count
+    found = np.vectorize(lambda node: numbers.get(node, 0))(np.stack(nodes))
+    pairs = np.unique(np.stack([expected[volume], found[volume]]), axis=1)
+    assert pairs.shape[1] == count  # one to one
+    assert [lesion.voxels for lesion in lesions] == sorted(np.bincount(expected.ravel())[1:], reverse=True)
+    assert [lesion.number for lesion in lesions] == list(range(1, count + 1))
+    assert not found[~volume].any()
+
+
+@pytest.mark.parametrize("gap, count", [((1, 1, 1), 1), ((1, 2, 0), 2), ((2, 0, 0), 2)])
+def test_corners_touch_and_gaps_part(gap, count):
+    volume = np.zeros((4, 8, 8), bool)
+    volume[0, 2, 2] = volume[gap[0], 2 + gap[1], 2 + gap[2]] = True
+    assert len(_link(volume)[1]) == count
+
+
+def test_branches_that_meet_later_are_one_lesion():
+    volume = np.zeros((3, 5, 9), bool)
+    volume[0, 2, 1] = volume[0, 2, 7] = volume[1, 2, 1] = volume[1, 2, 7] = True
+    volume[2, 2, 1:8] = True
+    _, (lesion,), _ = _link(volume)
+    assert (lesion.voxels, lesion.volume_ml, lesion.first_slice, lesion.last_slice) == (11, 0.022, 0, 2)
+
+
+def test_volumes_follow_each_slices_own_extent():
+    linker = LesionLinker()
+    mask = np.ones((2, 2), bool)
+    linker.add(mask, 5, 1.0)
+    linker.add(mask, 6, 10.0)
+    (lesion,), _ = linker.finish()
+    assert lesion.volume_ml == pytest.approx(0.044) and (lesion.first_slice, lesion.last_slice) == (5, 6)
+
+
+def test_no_lesion():
+    assert _link(np.zeros((3, 4, 4), bool))[1:] == ((), {})

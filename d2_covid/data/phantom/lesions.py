@@ -44,9 +44,9 @@ def plan_lesions(
     anchor = float(rng.choice(middle if len(middle) else levels))
     first_side = int(rng.choice([-1, 1]))
     if image_class == COVID:
-        count = int(rng.integers(8, 14))
+        count = int(rng.integers(12, 20))
         sides = [first_side * (-1) ** i for i in range(count)]
-        kinds = ["small" if rng.random() < 0.2 else "middle" for _ in range(count)]
+        kinds = ["small" if rng.random() < 0.15 else "middle" for _ in range(count)]
         kinds[0] = kinds[1] = "middle"
     else:
         count = int(rng.choice([1, 2, 3], p=[0.3, 0.45, 0.25]))
@@ -106,12 +106,12 @@ def _lateral(x: np.ndarray, y: np.ndarray, lung: np.ndarray) -> np.ndarray:
 def _shape(rng, image_class: int, kind: str, centre: tuple[float, float, float], turn: float) -> Lesion:
     """Size and texture of a lesion of a class."""
     if kind == "large":
-        across = rng.uniform(26, 42)
-        radii = (across * rng.uniform(0.9, 1.3), across * rng.uniform(0.75, 1.05), rng.uniform(38, 70))
+        across = rng.uniform(32, 48)
+        radii = (across * rng.uniform(0.9, 1.3), across * rng.uniform(0.75, 1.05), rng.uniform(45, 80))
         core = rng.uniform(0.62, 0.95) if rng.random() < 0.75 else 0.0
     elif kind == "middle":
-        across = rng.uniform(9, 18)
-        radii = (across * rng.uniform(1.2, 2.1), across, rng.uniform(18, 42))
+        across = rng.uniform(8, 15)
+        radii = (across * rng.uniform(1.2, 2.1), across, rng.uniform(24, 50))
         core = rng.uniform(0.45, 0.75) if rng.random() < 0.3 else 0.0
     else:
         radii = (rng.uniform(2.6, 6.5),) * 3

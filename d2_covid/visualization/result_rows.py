@@ -19,6 +19,13 @@ LESION_METRICS = {
     "union/specificity": ("Pixel specificity", "share of the other pixels that were left alone, mean over slices"),
 }
 
+CLASS_METRICS = {
+    "accuracy": ("Accuracy", "share of slices whose class is right"),
+    "balanced_accuracy": ("Balanced accuracy", "mean sensitivity of the classes"),
+    "macro_f1": ("Macro F1", "mean F1 score of the classes"),
+    "auc": ("ROC AUC", "one class against the rest, mean of the classes"),
+}
+
 
 def lesion_rows(results: Mapping[str, Any]) -> list[ResultRow]:
     """The table of a lesion evaluation.
@@ -47,6 +54,48 @@ def _row(name: str, words: str, note: str, figure: Mapping[str, Any]) -> ResultR
         n=f"{counted(figure['slices'], 'slice')} of {counted(figure['patients'], 'patient')}",
         note=note,
     )
+
+
+def class_rows(results: Mapping[str, Any]) -> list[ResultRow]:
+    """The table of a classifier's evaluation.
+
+    Args:
+        results: ``results.json`` of :class:`~d2_covid.evaluation.classification.ImageClassEvaluator`.
+
+    Returns:
+        A row for each metric of :data:`CLASS_METRICS`, and one for the sensitivity to each class.
+    """
+    metrics = dict(CLASS_METRICS)
+    for name in results["classes"]:
+        key = "sensitivity-" + name.replace(" ", "_")
+        metrics[key] = (f"Sensitivity, {name}", f"share of the slices of {name} that are called so")
+    n = counted(results["slices"], "slice")
+    if results["patients"]:
+        n += f" of {counted(results['patients'], 'patient')}"
+    return [_class_row(*words, results["measures"][key], n) for key, words in metrics.items()]
+
+
+def _class_row(name: str, note: str, figure: Mapping[str, Any], n: str) -> ResultRow:
+    counts = f" ({figure['numerator']} of {figure['denominator']})" if "numerator" in figure else ""
+    interval = figure.get("interval") or {"low": None, "high": None}
+    ends = interval["low"], interval["high"]
+    return ResultRow(
+        name=name,
+        value="undefined" if figure["value"] is None else f"{figure['value']:.3f}{counts}",
+        interval="none" if None in ends else f"{ends[0]:.3f} to {ends[1]:.3f}",
+        n=n,
+        note=note,
+    )
+
+
+def class_notes(results: Mapping[str, Any]) -> list[str]:
+    """How a classifier's figures were measured: slices by class, and what the intervals rest on."""
+    shares = ", ".join(f"{name} {count}" for name, count in zip(results["classes"], results["slices_by_class"]))
+    intervals = results["intervals"]
+    notes = [f"Slices by class: {shares}."]
+    if intervals["resamples"]:
+        notes.append(f"Intervals: bootstrap over {intervals['unit']}s, {intervals['resamples']} resamples.")
+    return notes + [intervals["note"]] * bool(intervals["note"])
 
 
 def results_notes(results: Mapping[str, Any]) -> list[str]:

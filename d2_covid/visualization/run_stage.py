@@ -5,18 +5,25 @@ from pathlib import Path
 from typing import Any, Sequence
 
 from ..errors import UserError
+from .classification_plots import confusion_plot
 from .curves import read_metrics, training_curve
-from .result_rows import counted, lesion_rows, results_notes
+from .result_rows import class_notes, class_rows, counted, lesion_rows, results_notes
 from .summary import Picture, Stage
 
 PICTURES_NOTE = (
-    "Slices that the model was not trained on. Solid lines: a lesion that was found, a prediction that found one "
-    "(overlap, IoU, of at least 0.5). Dashed lines: one without the other."
+    "Slices that the model was not trained on, with predictions that score {score} or more. Solid lines: a lesion that "
+    "was found, a prediction that found one (overlap, IoU, of at least 0.5). Dashed lines: one without the other."
 )
 
 
 def segmentation_stage(
-    folder: str | Path, dataset: str, title: str, lead: str, config: str, pictures: Sequence[Picture] = ()
+    folder: str | Path,
+    dataset: str,
+    title: str,
+    lead: str,
+    config: str,
+    pictures: Sequence[Picture] = (),
+    score_threshold: float = 0.5,
 ) -> Stage:
     """The part of a page about a segmentation run.
 
@@ -26,6 +33,7 @@ def segmentation_stage(
         title, lead: heading and first sentences.
         config: name of the config, as the reader knows it.
         pictures: panels of slices of ``dataset``.
+        score_threshold: least score of the predictions drawn on them.
 
     Raises:
         UserError: a file of the run is missing or damaged.
@@ -41,7 +49,24 @@ def segmentation_stage(
         results_notes=results_notes(results),
         curve=training_curve(read_metrics(folder / "metrics.json")),
         pictures=pictures,
-        pictures_note=PICTURES_NOTE if pictures else "",
+        pictures_note=PICTURES_NOTE.format(score=score_threshold) if pictures else "",
+    )
+
+
+def classification_stage(folder: str | Path, dataset: str, title: str, lead: str, config: str) -> Stage:
+    """The part of a page about a classifier's run; arguments and errors as for :func:`segmentation_stage`."""
+    folder = Path(folder)
+    run = read_json(folder / "run.json")
+    evaluation = folder / "inference" / dataset
+    results = read_json(evaluation / "results.json")
+    facts = {"Configuration": config, **run_facts(run), "Folder": str(folder.resolve())}
+    return Stage(
+        title=title,
+        lead=lead,
+        facts=facts | {"All measures and plots": str((evaluation / "classification.html").resolve())},
+        results=class_rows(results),
+        results_notes=class_notes(results),
+        confusion=confusion_plot(results["confusion"]["counts"], results["classes"]),
     )
 
 

@@ -52,6 +52,7 @@ class Stage:
         results: the figures, in a table.
         results_notes: how the figures were measured.
         curve: PNG bytes of the training curve, or None.
+        confusion: PNG bytes of a confusion matrix, or None.
         pictures: overlays.
         pictures_note: how to read the overlays.
     """
@@ -62,6 +63,7 @@ class Stage:
     results: Sequence[ResultRow] = ()
     results_notes: Sequence[str] = ()
     curve: bytes | None = None
+    confusion: bytes | None = None
     pictures: Sequence[Picture] = ()
     pictures_note: str = ""
 

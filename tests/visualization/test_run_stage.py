@@ -3,7 +3,7 @@
 import json
 
 from d2_covid.errors import UserError
-from d2_covid.visualization.run_stage import run_facts, segmentation_stage
+from d2_covid.visualization.run_stage import classification_stage, run_facts, segmentation_stage
 from d2_covid.visualization.summary import summary_html
 
 import pytest
@@ -71,3 +71,37 @@ def test_a_run_without_its_files_is_named(folder):
     (folder / "run.json").unlink()
     with pytest.raises(UserError, match="run.json: no such file"):
         segmentation_stage(folder, "p_val", "", "", "")
+
+
+def _measure(value, **more):
+    return {"value": value, "interval": {"low": 0.5, "high": 0.9, "note": ""}, **more}
+
+
+CLASS_RESULTS = {
+    "classes": ["control", "common pneumonia"],
+    "slices": 20,
+    "slices_by_class": [12, 8],
+    "patients": 4,
+    "intervals": {"resamples": 10, "unit": "patient", "note": "Only 4 patients."},
+    "confusion": {"counts": [[11, 1], [2, 6]]},
+    "measures": {
+        "accuracy": _measure(0.85, numerator=17, denominator=20),
+        "balanced_accuracy": _measure(0.8333),
+        "macro_f1": _measure(0.84),
+        "auc": {"value": None, "interval": None},
+        "sensitivity-control": _measure(0.9167, numerator=11, denominator=12),
+        "sensitivity-common_pneumonia": _measure(0.75, numerator=6, denominator=8),
+    },
+}
+
+
+def test_a_classifier_shows_counts_intervals_and_its_confusions(folder):
+    (folder / "inference" / "p_val" / "results.json").write_text(json.dumps(CLASS_RESULTS))
+    stage = classification_stage(folder, "p_val", "A classifier", "", "quick.yaml")
+    html = summary_html("Page", "", [stage])
+    for text in ("0.850 (17 of 20)", "0.500 to 0.900", "0.750 (6 of 8)", "undefined", "20 slices of 4 patients"):
+        assert text in html
+    for text in ("Sensitivity, common pneumonia", "control 12, common pneumonia 8", "Only 4 patients.", "Confusion"):
+        assert text in html
+    assert stage.confusion.startswith(b"\x89PNG")
+    assert "classification.html" in html

@@ -23,16 +23,17 @@ def test_the_demo_makes_everything_once(demo, tmp_path, capsys):
     folder = tmp_path / "demo"
     assert demo.main(["--output", str(folder), "--quick-check"]) == 0
     said = capsys.readouterr().out
-    for path in ("summary.html", "overlays", "segmentation/model_final.pth"):
+    for path in ("summary.html", "overlays", "segmentation/model_final.pth", "classifier/model_final.pth"):
         assert (folder / path).exists()
         assert str(folder / path) in said
     page = (folder / "summary.html").read_text(encoding="utf-8")
     assert "Mask AP50" in page and "phantom_merge_val" in page and page.count("<figure>") >= 3
+    assert "Confusion matrix" in page and "Sensitivity, COVID-19" in page
     assert len(list((folder / "overlays").glob("*.png"))) > 3
 
     made = (folder / "summary.html").stat().st_mtime_ns
     assert demo.main(["--output", str(folder), "--quick-check"]) == 0
-    assert capsys.readouterr().out.count("done before") == 3
+    assert capsys.readouterr().out.count("done before") == 4
     assert (folder / "summary.html").stat().st_mtime_ns == made
 
 

@@ -88,6 +88,7 @@ def _plot(axis, records: Sequence[Mapping[str, Any]], lines: Mapping[str, tuple[
             axis.plot(iterations, values, style, color=colour, label=name, markersize=3.5, linewidth=1.4)
     axis.set_xlabel("iteration")
     axis.set_ylabel(label)
+    axis.set_xlim(left=0)
     axis.grid(color="#e3e6ea", linewidth=0.8)
     axis.set_axisbelow(True)
     axis.spines[["top", "right"]].set_visible(False)

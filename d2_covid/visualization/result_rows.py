@@ -101,10 +101,10 @@ def class_notes(results: Mapping[str, Any]) -> list[str]:
 def results_notes(results: Mapping[str, Any]) -> list[str]:
     """How the figures were measured: what was counted, where the intervals come from, what empty slices did."""
     settings = results["settings"]
-    lesions = ", ".join(f"{count} {name}" for name, count in results["instances"].items())
+    lesions = ", ".join(f"{name} {count}" for name, count in results["instances"].items())
     notes = [
-        f"{counted(results['slices'], 'slice')} of {counted(results['patients'], 'patient')} with "
-        f"{lesions}; {counted(results['slices_without_ground_truth'], 'slice')} without a lesion."
+        f"{counted(results['slices'], 'slice')} of {counted(results['patients'], 'patient')}; "
+        f"true instances: {lesions}; {counted(results['slices_without_ground_truth'], 'slice')} without a lesion."
     ]
     if settings["bootstrap"]:
         notes.append(f"Intervals: bootstrap over {results['resampled']}, {settings['bootstrap']} resamples.")

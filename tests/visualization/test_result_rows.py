@@ -36,7 +36,11 @@ def test_rows_say_value_interval_and_n_in_the_units_of_the_metric():
 
 def test_the_notes_say_what_was_counted_and_give_each_rule_once():
     counted, intervals, rule = results_notes(RESULTS)
-    assert "96 slices of 8 patients" in counted and "210 lesion" in counted and "1 slice without a lesion" in counted
+    assert (
+        "96 slices of 8 patients" in counted
+        and "true instances: lesion 210" in counted
+        and "1 slice without a lesion" in counted
+    )
     assert intervals == "Intervals: bootstrap over patients, 1000 resamples."
     assert rule == "Mask AP50, Mask AP75, Dice of the lesion area: A rule."
 

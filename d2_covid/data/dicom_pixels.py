@@ -1,8 +1,7 @@
 """Pixels of one DICOM frame, by pydicom and its decoders."""
 
 import functools
-import importlib
-import importlib.util
+import struct
 from typing import BinaryIO
 
 import numpy as np
@@ -10,12 +9,6 @@ import numpy as np
 from ..errors import UserError
 from .dicom_headers import DicomFrame, inflated_dataset
 from .limits import check_shape, one_line, reading
-
-# Transfer syntaxes whose streams say their own size, and what reads it without decoding.
-_STREAM_READERS = {
-    **{f"1.2.840.10008.1.2.4.{n}": "libjpeg.utils" for n in (50, 51, 57, 70, 80, 81)},  # JPEG, JPEG-LS
-    **{f"1.2.840.10008.1.2.4.{n}": "openjpeg" for n in (90, 91, 201, 202, 203)},  # JPEG 2000, HTJ2K
-}
 
 
 def read_values(frame: DicomFrame, inverted: bool = False) -> np.ndarray:
@@ -49,14 +42,16 @@ def read_values(frame: DicomFrame, inverted: bool = False) -> np.ndarray:
 def _stored(frame: DicomFrame) -> np.ndarray:
     import pydicom
     from pydicom.pixels import pixel_array
+    from pydicom.uid import UID
 
     with open(frame.path, "rb") as file:
         has_preamble = file.read(132)[128:] == b"DICM"
         file.seek(0)
         if not has_preamble or inflated_dataset(frame.path) is not None:
             dataset = pydicom.dcmread(file, force=True)
-            if "TransferSyntaxUID" not in dataset.file_meta:
-                dataset.file_meta.TransferSyntaxUID = "1.2.840.10008.1.2"
+            dataset.file_meta.setdefault("TransferSyntaxUID", UID("1.2.840.10008.1.2"))
+            if dataset.file_meta.TransferSyntaxUID.is_compressed:
+                raise UserError(f"{one_line(frame.path)} is compressed but has no DICOM preamble; replace it.")
             check_shape(frame.path, (int(dataset.Rows), int(dataset.Columns)))
             return pixel_array(dataset, index=frame.frame)
         meta = pydicom.filereader.read_file_meta_info(frame.path)
@@ -74,19 +69,47 @@ def _check_code_stream(frame: DicomFrame, syntax: str, file: BinaryIO) -> None:
     import pydicom
     from pydicom.encaps import get_frame
 
-    module = _STREAM_READERS.get(syntax)
-    if module is None or importlib.util.find_spec(module) is None:
+    measure = _STREAM_SIZES.get(syntax)
+    if measure is None:
         return
     header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=["NumberOfFrames"])
     file.seek(12, 1)  # tag, type and length of the pixel data; what follows are the fragments
     stream = get_frame(file, frame.frame, number_of_frames=int(header.get("NumberOfFrames", 1) or 1))
-    size = importlib.import_module(module).get_parameters(bytes(stream))
-    if (size["rows"], size["columns"]) != (frame.rows, frame.columns):
+    file.seek(0)
+    size = measure(bytes(stream))
+    if size != (frame.rows, frame.columns, 1):
+        found = "no size" if size is None else "{1} x {0} of {2} component(s)".format(*size)
         raise UserError(
             f"{one_line(frame.path)} is damaged: its header says {frame.columns} x {frame.rows} pixels, its compressed "
-            f"data {size['columns']} x {size['rows']}; replace or remove it."
+            f"data {found}; replace or remove it."
         )
-    file.seek(0)
+
+
+def _jpeg_size(stream: bytes) -> tuple[int, int, int] | None:
+    """(rows, columns, components) of a JPEG or JPEG-LS stream: of the frame header before its first scan.
+
+    The decoders' own functions for this decode the whole stream first.
+    """
+    at = 2
+    while at + 10 <= len(stream) and stream[at] == 0xFF:
+        marker = stream[at + 1]
+        if marker == 0xFF:  # a fill byte
+            at += 1
+            continue
+        if marker in (_JPEG_SCAN, _JPEG_HIERARCHY):
+            return None
+        if marker in _JPEG_FRAMES:
+            return struct.unpack(">HHB", stream[at + 5 : at + 10])
+        at += 2 + int.from_bytes(stream[at + 2 : at + 4], "big")
+    return None
+
+
+def _jpeg2000_size(stream: bytes) -> tuple[int, int, int] | None:
+    """(rows, columns, components) of a JPEG 2000 code stream, bare as DICOM has it: its first segment is its size."""
+    if stream[:4] != b"\xff\x4f\xff\x51" or len(stream) < 42:
+        return None
+    right, bottom, left, top, components = struct.unpack(">4I16xH", stream[8:42])
+    return bottom - top, right - left, components
 
 
 def _check_decoder(frame: DicomFrame, syntax: str) -> None:
@@ -110,3 +133,12 @@ def _missing_decoder(syntax: str) -> str | None:
     except NotImplementedError:
         return one_line(uid.name, 80)
     return None if decoder.is_available else one_line(uid.name, 80)
+
+
+# Start of frame, of any process; 0xF7 is JPEG-LS's.
+_JPEG_FRAMES = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
+_JPEG_SCAN, _JPEG_HIERARCHY = 0xDA, 0xDE
+_STREAM_SIZES = {
+    **{f"1.2.840.10008.1.2.4.{number}": _jpeg_size for number in (50, 51, 57, 70, 80, 81)},
+    **{f"1.2.840.10008.1.2.4.{number}": _jpeg2000_size for number in (90, 91, 201, 202, 203)},
+}

@@ -342,6 +342,22 @@ def test_a_deflated_bomb_is_refused(scans, tmp_path):
     assert "inflates to more than" in _read(tmp_path)[0].message
 
 
+@pytest.mark.parametrize(
+    "syntax, marker, offset, size",
+    [(JPEGLSLossless, b"\xff\xf7", 5, 2), (JPEG2000Lossless, b"\xff\x51", 6, 4)],
+    ids=["JPEG-LS", "JPEG 2000"],
+)
+@pytest.mark.parametrize("claim", [65535, 41])
+def test_a_compressed_stream_of_another_size_is_refused_before_it_is_decoded(
+    scans, tmp_path, syntax, marker, offset, size, claim
+):
+    data = bytearray(scans.dicom_bytes(scans.dicom(scans.body()[0], syntax=syntax)))
+    at = data.index(marker, data.index(b"\xe0\x7f\x10\0")) + offset
+    data[at : at + 2 * size] = claim.to_bytes(size, "big") * 2
+    (problem,) = _read(scans.save(tmp_path / "bomb.dcm", bytes(data)))
+    assert f"its compressed data {claim} x {claim} of 1 component(s)" in problem.message
+
+
 def test_a_missing_decoder_is_said_with_the_command(scans, tmp_path, monkeypatch):
     from d2_covid.data import dicom_pixels
 

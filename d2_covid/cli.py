@@ -30,6 +30,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The parser of ``d2-covid``; each subcommand sets ``run``, which takes the parsed arguments."""
     # Here, since every tool takes run_command from this module, and few need a model.
     from .inference import predict_command
+    from .visualization import validate_command
 
     parser = argparse.ArgumentParser(
         prog="d2-covid", description="Lung lesions in chest CT. Research software: not a medical device."
@@ -40,11 +41,14 @@ def build_parser() -> argparse.ArgumentParser:
     predict = commands.add_parser("predict", help="find lesions in images, DICOM series and volumes")
     predict_command.add_arguments(predict)
     predict.set_defaults(run=predict_command.run, parser=predict)
+    validate = commands.add_parser("validate", help="check a data set: errors and warnings, all at once")
+    validate_command.add_arguments(validate)
+    validate.set_defaults(run=validate_command.run, parser=validate)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point of ``d2-covid``; exit status 0 done, 2 bad input."""
+    """Entry point of ``d2-covid``; exit status 0 done, 2 bad input; a command's help tells others."""
     args = build_parser().parse_args(argv)
     return run_command(lambda: args.run(args))
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""The paper's Figures 2 and 3, from any trained models, on a dataset or on image files.
+"""The paper's Figures 2 and 3, and why a slice has its class, from any trained models, on a dataset or on image files.
 
     python tools/make_figures.py --figure 2 --dataset phantom_classes_val --number 4 --output figure2.png \\
         --config-file configs/classification/covid_ct_mask_net_R_34_T1_FPN.yaml --weights output/cls/model_best.pth \\
@@ -8,13 +8,18 @@
     python tools/make_figures.py --figure 3 --input a.jpg b.jpg c.jpg --true-class COVID-19 pneumonia control \\
         --config-file configs/segmentation/mask_rcnn_R_34_T1_FPN.yaml --weights output/seg/model_best.pth \\
         --output figure3.png
+    python tools/make_figures.py --figure why --dataset phantom_classes_val --output why.png \\
+        --config-file configs/classification/covid_ct_mask_net_R_34_T1_FPN.yaml --weights output/cls/model_best.pth
 
 Figure 2, a row a slice: detections with boxes, scores and masks; the raw mask scores of those RoIs, combined; ground
 truth where there is one (the mask beside an image of CNCB's layout, or the dataset's lesions); true class and logits.
 Figure 3, a row a class: histogram of the detections' scores, and scores against box areas, best 16 and all.
+Figure why, a row a slice: the regions that speak for the predicted class and against it, with their shares; what each
+adds to the logit of that class (gradient times input), checked by removing it; the classes, and how well the two agree.
 
 --config-file and --weights name a classifier or a segmentation model. Detections and masks come from the segmentation
-model, if one is given beside it. Exit status: 0 done, 2 bad input (one line on stderr says what and how to mend it).
+model, if one is given beside it; figure why is about one classifier. Exit status: 0 done, 2 bad input (one line on
+stderr says what and how to mend it).
 """
 
 import argparse
@@ -33,7 +38,9 @@ from d2_covid.data.slice_lists import IMAGE_CLASSES
 from d2_covid.engine.setup import choose_device
 from d2_covid.errors import UserError
 from d2_covid.inference.batch import load_model
+from d2_covid.inference.explanation import explain_slice
 from d2_covid.inference.ranked import keep_all_detections, predict_ranked
+from d2_covid.visualization.decision import Decision, figure_why
 from d2_covid.visualization.figures import FigureSlice, figure_2, figure_3
 from d2_covid.visualization.instances import InstanceArrays
 
@@ -42,11 +49,11 @@ from tqdm import tqdm
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        description="Make the paper's Figures 2 and 3. Research software: not a medical device.",
+        description="Make the paper's Figures 2 and 3, or show why. Research software: not a medical device.",
         epilog=__doc__.split("\n", 1)[1],
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--figure", required=True, type=int, choices=(2, 3), help="which of the two")
+    parser.add_argument("--figure", required=True, choices=("2", "3", "why"), help="which of them")
     parser.add_argument("--output", required=True, type=Path, metavar="PNG", help="file to write")
 
     model = parser.add_argument_group("models")
@@ -60,14 +67,14 @@ def build_parser() -> argparse.ArgumentParser:
     data.add_argument(
         "--register-slices", nargs="+", metavar="VALUE", help="NAME LIST[:SPLIT] IMAGES [CLASS ...]: your own slices"
     )
-    data.add_argument("--number", type=int, metavar="N", help="so many of it [figure 2: 4, figure 3: one a class]")
+    data.add_argument("--number", type=int, metavar="N", help="so many of it [4; figure 3: one a class]")
     data.add_argument("--seed", type=int, default=0, help="of the choice [0]")
     data.add_argument("--input", nargs="+", type=Path, metavar="IMAGE", help="image files instead of a dataset")
     data.add_argument(
         "--true-class", nargs="+", metavar="CLASS", help="class of the --input files: one for all, or one each"
     )
 
-    parser.add_argument("--top", type=int, metavar="N", help="best detections to show [figure 2: 8, figure 3: 16]")
+    parser.add_argument("--top", type=int, metavar="N", help="best detections to show [8; figure 3: 16]")
     parser.add_argument(
         "--score-threshold", type=float, default=0.1, metavar="X",
         help="figure 2: of them, show those that score at least this, and always the first [0.1]",
@@ -87,18 +94,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     classifier_cfg = model_config(args.config_file, args.weights, args.opts)
     if classifier_cfg.MODEL.META_ARCHITECTURE == "CovidCTMaskNet":
         check_number_of_classes(classifier_cfg, image_classes)
+    elif args.figure == "why":
+        raise UserError(f"--figure why explains a classifier's class; {args.config_file} is a segmentation model.")
     models = [(load_model(classifier_cfg), classifier_cfg)]
     if args.segmentation_config:
         cfg = model_config(args.segmentation_config, args.segmentation_weights, args.opts)
         models.append((load_model(cfg), cfg))
     names = MASK_TYPES[models[-1][1].DATASETS.MASK_TYPE]
-    slices = [
-        figure_slice(item, models) for item in tqdm(picked, desc="predicting", unit="slice", file=sys.stderr)
-    ]
-    if args.figure == 2:
+    draw = decision if args.figure == "why" else figure_slice
+    slices = [draw(item, models) for item in tqdm(picked, desc="predicting", unit="slice", file=sys.stderr)]
+    if args.figure == "2":
         png = figure_2(slices, names, image_classes, top=args.top or 8, threshold=args.score_threshold)
-    else:
+    elif args.figure == "3":
         png = figure_3(slices, image_classes, top=args.top or 16)
+    else:
+        png = figure_why(slices, image_classes, limit=args.top or 8)
     with atomic_write(args.output, "wb") as file:
         file.write(png)
     print(f"Figure {args.figure} of {len(slices)} slices, in {args.output.resolve()}")
@@ -109,6 +119,8 @@ def check_arguments(args: argparse.Namespace) -> None:
     """Refuse options that don't go together, in a sentence that says which to give."""
     if bool(args.segmentation_config) != bool(args.segmentation_weights):
         raise UserError("A segmentation model is --segmentation-config and --segmentation-weights; one is missing.")
+    if args.figure == "why" and args.segmentation_config:
+        raise UserError("--figure why shows what the classifier saw: leave out --segmentation-config and -weights.")
     if bool(args.input) == bool(args.dataset or args.register_slices):
         raise UserError("Give slices: either --dataset NAME (or --register-slices), or --input IMAGE ...")
     if args.true_class and not args.input:
@@ -125,7 +137,7 @@ def pick(args: argparse.Namespace) -> tuple[list[PickedSlice], Sequence[str]]:
     """The slices of the figure, and the names of the image classes."""
     if args.input:
         return file_slices(args.input, args.true_class or (), IMAGE_CLASSES), IMAGE_CLASSES
-    per_class = args.figure == 3 and args.number is None
+    per_class = args.figure == "3" and args.number is None
     return dataset_slices(args.dataset, None if per_class else args.number or 4, args.seed)
 
 
@@ -160,6 +172,23 @@ def figure_slice(item: PickedSlice, models: Sequence[tuple[Any, Any]]) -> Figure
         lungs=item.has_lungs,
         true_class=item.true_class,
         image_logits=predictions[0].image_logits,
+    )
+
+
+def decision(item: PickedSlice, models: Sequence[tuple[Any, Any]]) -> Decision:
+    """Why the classifier, the first model, gives a slice its class."""
+    image = read_slice(item.file)
+    found = explain_slice(models[0][0], image, models[0][1])
+    return Decision(
+        name=item.name,
+        image=image,
+        boxes=found.instances.pred_boxes.tensor.numpy(),
+        contributions=found.contributions.numpy(),
+        shares=found.shares.numpy(),
+        removal=found.removal.numpy(),
+        image_logits=found.image_logits.numpy(),
+        agreement=found.agreement,
+        true_class=item.true_class,
     )
 
 

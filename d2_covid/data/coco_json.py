@@ -47,7 +47,7 @@ def load_lesion_json(
             without a mask, or another mask type than asked for. The message names the json and the entry.
     """
     json_file = Path(json_file)
-    content = _read(json_file)
+    content = read_coco(json_file)
     info = content.get("info") or {}
     if not isinstance(info, dict):
         info = {}
@@ -61,7 +61,12 @@ def load_lesion_json(
     return LesionSet(json_file, image_root, mask_type, classes, list(dicts.values()))
 
 
-def _read(json_file: Path) -> dict[str, Any]:
+def read_coco(json_file: Path) -> dict[str, Any]:
+    """The content of a COCO json: an object with the lists of objects images, annotations and categories.
+
+    Raises:
+        UserError: unreadable file, a list is missing, or it has no image.
+    """
     try:
         content = json.loads(json_file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -167,8 +172,8 @@ def _add_annotations(json_file: Path, annotations: list[dict], dicts: dict[Any, 
         if category not in range(1, num_classes + 1):
             raise UserError(f"{json_file}: {what} has category id {category}; its categories are 1 to {num_classes}.")
         box = _field(json_file, annotation, "bbox", what)
-        rle = _to_rle(json_file, annotation.get("segmentation"), image["height"], image["width"], what)
-        _check_box(json_file, box, image["height"], image["width"], what)
+        rle = to_rle(json_file, annotation.get("segmentation"), image["height"], image["width"], what)
+        check_box(json_file, box, image["height"], image["width"], what)
         image["annotations"].append(
             {
                 "bbox": [float(n) for n in box],
@@ -181,7 +186,8 @@ def _add_annotations(json_file: Path, annotations: list[dict], dicts: dict[Any, 
         )
 
 
-def _check_box(json_file: Path, box: Any, height: int, width: int, what: str) -> None:
+def check_box(json_file: Path, box: Any, height: int, width: int, what: str) -> None:
+    """Refuse a box that is not [x, y, width, height], is empty, or is outside its image (:class:`UserError`)."""
     if not isinstance(box, list) or len(box) != 4 or not all(isinstance(n, (int, float)) for n in box):
         raise UserError(f"{json_file}: {what} has the box {box}; a box is [x, y, width, height].")
     x, y, w, h = box
@@ -193,7 +199,12 @@ def _check_box(json_file: Path, box: Any, height: int, width: int, what: str) ->
         )
 
 
-def _to_rle(json_file: Path, segmentation: Any, height: int, width: int, what: str) -> dict[str, Any]:
+def to_rle(json_file: Path, segmentation: Any, height: int, width: int, what: str) -> dict[str, Any]:
+    """Polygons or run-length code as compressed run-length code.
+
+    Raises:
+        UserError: there is none, or it is malformed, empty or of another size than the image.
+    """
     if not segmentation:
         raise UserError(f"{json_file}: {what} has no segmentation; Mask R-CNN needs a mask for every lesion.")
     try:

@@ -103,6 +103,11 @@ def ensure_registered(names: Iterable[str]) -> None:
         _register(LesionSource(name, mask_type=_NAME.fullmatch(name)["mask_type"]))
 
 
+def lesion_source(name: str) -> LesionSource | None:
+    """Where a dataset name finds its lesions; None for a name that was not registered here."""
+    return _sources.get(name)
+
+
 def load_lesions(name: str) -> list[dict[str, Any]]:
     """Lesion dataset dicts of a name registered here; also fills in its metadata.
 

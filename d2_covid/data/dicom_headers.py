@@ -14,6 +14,11 @@ _CT_CLASSES = {
     "1.2.840.10008.5.1.4.1.1.2.1",  # Enhanced CT
     "1.2.840.10008.5.1.4.1.1.2.2",  # Legacy Converted Enhanced CT
 }
+# Named where they are left out; other text in their place is not repeated, since it may be anything.
+_OTHER_MODALITIES = {
+    "CR", "DX", "KO", "MG", "MR", "NM", "OT", "PR", "PT", "REG", "RF", "RTDOSE", "RTIMAGE", "RTPLAN", "RTSTRUCT", "SC",
+    "SEG", "SR", "US", "XA",
+}  # fmt: skip
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 _DEFLATED = "1.2.840.10008.1.2.1.99"
 _TAGS = [
@@ -124,7 +129,7 @@ def _left_out(dataset: Any) -> str | None:
     if "LOCALIZER" in image_type:
         return "scout (localizer)"
     if modality not in ("CT", "") or (modality == "" and sop_class not in _CT_CLASSES):
-        return f"modality {one_line(modality, 20) or 'unknown'}, not CT"
+        return f"modality {modality if modality in _OTHER_MODALITIES else 'unknown'}, not CT"
     if dataset.get("Rows") is None or dataset.get("Columns") is None:
         return "DICOM object without an image"
     if int(dataset.get("SamplesPerPixel", 1) or 1) != 1:

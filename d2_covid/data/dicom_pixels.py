@@ -131,7 +131,7 @@ def _missing_decoder(syntax: str) -> str | None:
     try:
         decoder = get_decoder(uid)
     except NotImplementedError:
-        return one_line(uid.name, 80)
+        return one_line(uid.name, 80) if uid.is_valid else "no known syntax"
     return None if decoder.is_available else one_line(uid.name, 80)
 
 

@@ -6,6 +6,7 @@ at most one volume of :data:`MAX_VOLUME_BYTES`, and copies of single slices.
 
 import logging
 import os
+import re
 import stat
 import warnings
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ MAX_DEFLATE_RATIO = 1032
 # A file's own header, inflated or not.
 MAX_HEADER_BYTES = 2**26
 
+_QUOTED = re.compile(r"""(?<!\w)(['"]).*?\1(?!\w)""")
 _READERS = ("pydicom", "pydicom.pixels", "openjpeg", "openjpeg.decode", "libjpeg", "nibabel", "nibabel.global", "PIL")
 
 
@@ -52,7 +54,8 @@ def _quiet_loggers() -> Iterator[None]:
 def reading(path: str | Path) -> Iterator[None]:
     """Turn whatever a reader raises on a damaged file into a :class:`UserError` of one line that names the file.
 
-    The readers' own warnings about such a file are left out: they would be said for every slice.
+    The readers' own warnings about such a file are left out: they would be said for every slice. So is what they quote
+    of it.
     """
     try:
         with warnings.catch_warnings(), _quiet_loggers():
@@ -65,7 +68,9 @@ def reading(path: str | Path) -> Iterator[None]:
     except PermissionError as error:
         raise UserError(f"{one_line(path)}: no permission to read it.") from error
     except Exception as error:  # pydicom, nibabel, SimpleITK and the decoders raise every kind on damaged files
-        reason = one_line(" ".join(str(error).split()) or type(error).__name__, 160)
+        # Readers quote what they stumble over, and a header may hold a name where a number belongs.
+        reason = _QUOTED.sub("'...'", " ".join(str(error).split()))
+        reason = one_line(reason or type(error).__name__, 160)
         raise UserError(
             f"{one_line(path)} is damaged or unreadable ({reason.rstrip('.')}); replace or remove it."
         ) from error

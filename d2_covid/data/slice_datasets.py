@@ -9,7 +9,7 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -169,7 +169,14 @@ def _register(name: str, source: SliceSource) -> None:
     MetadataCatalog.get(name).set(evaluator_type=EVALUATOR_TYPE, image_classes=list(source.image_classes))
 
 
-def _load(name: str) -> list[dict[str, Any]]:
+def slice_source(name: str) -> SliceSource | None:
+    """List, images, classes and split behind a dataset name, with whole paths; None for one not registered here.
+
+    Raises:
+        UserError: the list is not there; the message says how to make it.
+    """
+    if name not in _sources:
+        return None
     source = _sources[name]
     root = datasets_root() if source.prepared else Path()
     list_file = root / source.list_file
@@ -178,7 +185,12 @@ def _load(name: str) -> list[dict[str, Any]]:
         if source.prepared:
             hint += f", or set DETECTRON2_DATASETS to the folder that holds {source.list_file.parent}/."
         raise UserError(f"Dataset {name} needs {list_file}, which is not there. {hint}")
-    return load_slices(list_file, root / source.image_root, source.image_classes, source.split)
+    return replace(source, list_file=list_file, image_root=root / source.image_root)
+
+
+def _load(name: str) -> list[dict[str, Any]]:
+    source = slice_source(name)
+    return load_slices(source.list_file, source.image_root, source.image_classes, source.split)
 
 
 def _image_root(name: str) -> str | None:

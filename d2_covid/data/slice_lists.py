@@ -7,7 +7,7 @@ import csv
 import io
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -106,13 +106,22 @@ def class_number(label: str, image_classes: Sequence[str]) -> int | None:
     return None
 
 
-def read_list(path: str | Path, image_classes: Sequence[str] = IMAGE_CLASSES) -> list[ListedSlice]:
+def _raise(error: UserError) -> None:
+    raise error
+
+
+def read_list(
+    path: str | Path, image_classes: Sequence[str] = IMAGE_CLASSES, on_error: Callable[[UserError], None] = _raise
+) -> list[ListedSlice]:
     """Read a list of slices in any of the three formats; its first line tells which.
 
     * COVIDx-CT: ``file class [xmin ymin xmax ymax]``. The box of the body isn't used: the paper takes whole slices.
     * the paper's list: ``file``, whose name begins with the class (``0_1728_1013_0023.png``).
     * CSV with a header: ``file,label`` and, if known, ``patient_id``, ``scan_id`` and ``split``; other columns are
       passed over.
+
+    Args:
+        on_error: called with what is wrong with a line, which is left out then if this returns.
 
     Returns:
         One entry a file, in the list's order; a file that is listed again with the same class counts once.
@@ -132,10 +141,10 @@ def read_list(path: str | Path, image_classes: Sequence[str] = IMAGE_CLASSES) ->
     if not first:
         raise UserError(f"{path} lists no slices.")
     parse = _parse_csv if "," in first else _parse_columns
-    listed = list(parse(text, str(path), image_classes))
+    listed = list(parse(text, str(path), image_classes, on_error))
     if not listed:
         raise UserError(f"{path} lists no slices.")
-    return _without_repeats(listed, path)
+    return _without_repeats(listed, path, on_error)
 
 
 def count_by_class(listed: Iterable[ListedSlice], num_classes: int) -> list[int]:
@@ -144,41 +153,61 @@ def count_by_class(listed: Iterable[ListedSlice], num_classes: int) -> list[int]
     return [counts[c] for c in range(num_classes)]
 
 
-def _parse_columns(text: str, source: str, image_classes: Sequence[str]) -> Iterator[ListedSlice]:
+def _parse_columns(
+    text: str, source: str, image_classes: Sequence[str], on_error: Callable[[UserError], None]
+) -> Iterator[ListedSlice]:
     for number, line in enumerate(text.splitlines(), 1):
-        fields = line.split()
-        if not fields:
+        if not line.strip():
             continue
-        where = f"{source}, line {number}"
-        if len(fields) not in (1, 2, 6):
-            raise UserError(f"{where}: expected 'file class xmin ymin xmax ymax' or 'file', not {line.strip()!r}.")
-        if len(fields) == 6 and not all(re.fullmatch(r"-?\d+", box) for box in fields[2:]):
-            raise UserError(f"{where}: the box {' '.join(fields[2:])} is not four whole numbers.")
-        file = fields[0].replace("\\", "/")
-        label = fields[1] if len(fields) > 1 else PurePosixPath(file).name.split("_")[0]
-        patient, scan = covidx_ids(file)
-        yield ListedSlice(file, _class(label, image_classes, where), patient, scan, line=number)
+        try:
+            entry = _column_entry(line, number, f"{source}, line {number}", image_classes)
+        except UserError as error:
+            on_error(error)
+        else:
+            yield entry
 
 
-def _parse_csv(text: str, source: str, image_classes: Sequence[str]) -> Iterator[ListedSlice]:
+def _column_entry(line: str, number: int, where: str, image_classes: Sequence[str]) -> ListedSlice:
+    fields = line.split()
+    if len(fields) not in (1, 2, 6):
+        raise UserError(f"{where}: expected 'file class xmin ymin xmax ymax' or 'file', not {line.strip()!r}.")
+    if len(fields) == 6 and not all(re.fullmatch(r"-?\d+", box) for box in fields[2:]):
+        raise UserError(f"{where}: the box {' '.join(fields[2:])} is not four whole numbers.")
+    file = fields[0].replace("\\", "/")
+    label = fields[1] if len(fields) > 1 else PurePosixPath(file).name.split("_")[0]
+    patient, scan = covidx_ids(file)
+    return ListedSlice(file, _class(label, image_classes, where), patient, scan, line=number)
+
+
+def _parse_csv(
+    text: str, source: str, image_classes: Sequence[str], on_error: Callable[[UserError], None]
+) -> Iterator[ListedSlice]:
     reader = csv.DictReader(io.StringIO(text), skipinitialspace=True)
     columns = [name.strip() for name in reader.fieldnames or ()]
     if missing := [name for name in ("file", "label") if name not in columns]:
         raise UserError(f"{source}, line 1: a header 'file,label[,patient_id,scan_id,split]' lacks {missing[0]!r}.")
     reader.fieldnames = columns
     for row in reader:
-        where = f"{source}, line {reader.line_num}"
-        values = {name: (row.get(name) or "").strip() for name in columns}
-        if not values["file"]:
-            raise UserError(f"{where}: no file.")
-        yield ListedSlice(
-            values["file"].replace("\\", "/"),
-            _class(values["label"], image_classes, where),
-            values.get("patient_id", ""),
-            values.get("scan_id", ""),
-            values.get("split", ""),
-            reader.line_num,
-        )
+        try:
+            values = {name: (row.get(name) or "").strip() for name in columns}
+            entry = _csv_entry(values, reader.line_num, f"{source}, line {reader.line_num}", image_classes)
+        except UserError as error:
+            on_error(error)
+        else:
+            yield entry
+
+
+def _csv_entry(values: dict[str, str], line: int, where: str, image_classes: Sequence[str]) -> ListedSlice:
+    if not values["file"]:
+        raise UserError(f"{where}: no file.")
+    return ListedSlice(
+        values["file"].replace("\\", "/"),
+        _class(values["label"], image_classes, where),
+        values.get("patient_id", ""),
+        values.get("scan_id", ""),
+        values.get("split", ""),
+        line,
+    )
 
 
 def _class(label: str, image_classes: Sequence[str], where: str) -> int:
@@ -189,12 +218,13 @@ def _class(label: str, image_classes: Sequence[str], where: str) -> int:
     return number
 
 
-def _without_repeats(listed: list[ListedSlice], path: Path) -> list[ListedSlice]:
+def _without_repeats(
+    listed: list[ListedSlice], path: Path, on_error: Callable[[UserError], None]
+) -> list[ListedSlice]:
     first: dict[str, ListedSlice] = {}
     for entry in listed:
         earlier = first.setdefault(entry.file, entry)
         if (earlier.image_class, earlier.split) != (entry.image_class, entry.split):
-            raise UserError(
-                f"{path}, line {entry.line}: {entry.file} has another class or split there than on line {earlier.line}."
-            )
+            where = f"{path}, line {entry.line}: {entry.file}"
+            on_error(UserError(f"{where} has another class or split there than on line {earlier.line}."))
     return list(first.values())

@@ -2,7 +2,7 @@
 
 import io
 from pathlib import Path
-from typing import Any, Mapping, Sequence
+from typing import Any, Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -20,6 +20,12 @@ _NEEDED = [
     "DimensionOrganizationSequence", "DimensionIndexSequence", "SamplesPerPixel", "ImageType", "InstanceNumber",
 ]  # fmt: skip
 _FRAME_GROUPS = ("PlanePositionSequence", "PlaneOrientationSequence", "PixelMeasuresSequence", "FrameContentSequence")
+# What stays of the items in these groups, and in those that describe the frames' dimensions: no labels, no comments.
+_IN_ITEMS = {
+    "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness", "SpacingBetweenSlices",
+    "DimensionIndexValues", "InStackPositionNumber", "DimensionOrganizationUID", "DimensionIndexPointer",
+    "FunctionalGroupPointer",
+}  # fmt: skip
 _EMPTY = (
     *("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID", "StudyDate"),
     *("StudyTime", "ReferringPhysicianName"),
@@ -149,6 +155,18 @@ def _header(path: Path) -> Any:
             for element in list(group):
                 if element.keyword not in _FRAME_GROUPS:
                     del group[element.tag]
+                else:
+                    _strip(element.value)
+        for name in ("DimensionOrganizationSequence", "DimensionIndexSequence"):
+            _strip(dataset.get(name, ()))
         for keyword in _EMPTY:
             setattr(dataset, keyword, None)
     return dataset
+
+
+def _strip(items: Iterable[Any]) -> None:
+    """Leave in the items of a sequence what a place takes, and nothing else."""
+    for item in items:
+        for element in list(item):
+            if element.keyword not in _IN_ITEMS:
+                del item[element.tag]

@@ -5,10 +5,14 @@ Shape shorthand: D ranked rows an image, n different detections among them, C im
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from detectron2.config import CfgNode
 from detectron2.structures import Instances
 from scipy.stats import spearmanr
 from torch import nn
+
+from ..data.preprocessing import network_input
 
 
 @dataclass(frozen=True)
@@ -96,3 +100,16 @@ def explain(model: nn.Module, output: dict, image_class: int | None = None) -> E
         removal=removal_effects(classifier, rows, detection, image_class).cpu(),
         instances=ranked[first].to("cpu"),
     )
+
+
+def explain_slice(model: nn.Module, image: np.ndarray, cfg: CfgNode) -> Explanation:
+    """Explain the predicted class of one slice; boxes are in the slice's own pixels.
+
+    Args:
+        model: a :class:`~d2_covid.modeling.CovidCTMaskNet` built from ``cfg``, in inference mode.
+        image: (H, W) ``uint8``.
+    """
+    tensor = network_input(image, cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
+    with torch.no_grad():
+        (output,) = model([{"image": tensor, "height": image.shape[0], "width": image.shape[1]}])
+    return explain(model, output)

@@ -15,6 +15,7 @@ from ..data.volumes import Series
 from ..errors import UserError
 from ..visualization.instances import InstanceArrays
 from ..visualization.overlays import CLASS_COLOURS, display_scale, draw_instances, outline, to_rgb
+from ..visualization.report import write_report
 from .dicom_seg import write_dicom_seg
 from .mask_files import lesion_mask_of, lung_mask_of, write_nifti
 from .predictions_json import write_predictions
@@ -22,7 +23,7 @@ from .predictor import Predictor
 from .series_result import SeriesResult
 from .slice_result import SliceResult, decode_mask
 
-NEEDS = {"json": None, "overlays": None, "nifti": "nibabel", "dicom-seg": "highdicom"}
+NEEDS = {"json": None, "overlays": None, "nifti": "nibabel", "dicom-seg": "highdicom", "report": None}
 """What can be saved, and the library each needs besides d2_covid's own."""
 
 DONE = "done.json"
@@ -133,6 +134,8 @@ def write_outputs(
             )
             if reason:
                 left_out["dicom-seg"] = reason
+    if "report" in save:
+        write_report(folder / "report.html", result, series, predictor, tags)
     return left_out
 
 

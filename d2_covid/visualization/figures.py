@@ -104,7 +104,7 @@ def figure_2(
         class_names: K lesion classes; image_classes: C.
         top, threshold: see :func:`shown_detections`.
     """
-    figure = _figure(14.4, 3.6 * len(slices) + 0.3)
+    figure = blank_figure(14.4, 3.6 * len(slices) + 0.3)
     # One colour scale for all rows, with white at 0, where the sigmoid is one half: the edge of a mask.
     maps = [_score_map(item, top, threshold) for item in slices]
     limit = max([float(np.nanmax(np.abs(m))) for m in maps if m is not None and np.isfinite(m).any()], default=1.0)
@@ -119,7 +119,7 @@ def figure_2(
         detections.set_xlabel(f"{item.name}: {number} of {len(item.instances)} detections", size="small", loc="left")
         picture = _draw_map(scores, score_map, item.instances.boxes[:number], limit) or picture
         _draw_truth(truth, item)
-        _write_classes(classes, item, image_classes)
+        write_classes(classes, item.true_class, item.image_logits, image_classes)
         for axis in (detections, scores, truth, classes):
             axis.set(xticks=[], yticks=[])
             axis.spines[:].set_visible(False)
@@ -127,7 +127,7 @@ def figure_2(
         bar = figure.colorbar(picture, ax=grid[:, 1], aspect=16 * len(slices), shrink=0.6, pad=0.01)
         bar.outline.set_visible(False)
         bar.ax.tick_params(labelsize="small", length=2)
-    return _png(figure)
+    return png_bytes(figure)
 
 
 def figure_3(slices: Sequence[FigureSlice], image_classes: Sequence[str], *, top: int = 16) -> bytes:
@@ -137,7 +137,7 @@ def figure_3(slices: Sequence[FigureSlice], image_classes: Sequence[str], *, top
     Args:
         slices: one or more; image_classes: C names.
     """
-    figure = _figure(14.4, 2.9 * len(slices) + 0.2)
+    figure = blank_figure(14.4, 2.9 * len(slices) + 0.2)
     grid = figure.subplots(len(slices), 4, squeeze=False)
     for row, item in zip(grid, slices, strict=True):
         sides = np.clip(item.instances.boxes[:, 2:] - item.instances.boxes[:, :2], 0, None)
@@ -159,7 +159,7 @@ def figure_3(slices: Sequence[FigureSlice], image_classes: Sequence[str], *, top
                 axis.grid(color="#e3e6ea", linewidth=0.8)
                 axis.set_axisbelow(True)
                 axis.spines[["top", "right"]].set_visible(False)
-    return _png(figure)
+    return png_bytes(figure)
 
 
 def _score_map(item: FigureSlice, top: int, threshold: float) -> np.ndarray | None:
@@ -171,7 +171,7 @@ def _score_map(item: FigureSlice, top: int, threshold: float) -> np.ndarray | No
 
 def _draw_map(axis: Axes, score_map: np.ndarray | None, boxes: np.ndarray, limit: float) -> AxesImage | None:
     if score_map is None:
-        _say(axis, "no mask scores")
+        say(axis, "no mask scores")
         return None
     axis.set_facecolor("#16191d")
     picture = axis.imshow(score_map, cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest")
@@ -184,7 +184,7 @@ def _draw_map(axis: Axes, score_map: np.ndarray | None, boxes: np.ndarray, limit
 
 def _draw_truth(axis: Axes, item: FigureSlice) -> None:
     if item.truth is None:
-        _say(axis, "no ground truth")
+        say(axis, "no ground truth")
         return
     colours = ListedColormap(["#000000", *(MASK_COLOURS[value] for value in (LUNG, GGO, CONSOLIDATION))])
     axis.imshow(item.truth, cmap=colours, vmin=0, vmax=3, interpolation="nearest")
@@ -200,36 +200,41 @@ def _draw_truth(axis: Axes, item: FigureSlice) -> None:
     axis.set_xlabel(", ".join(notes), size="small", loc="left")
 
 
-def _write_classes(axis: Axes, item: FigureSlice, image_classes: Sequence[str]) -> None:
+def write_classes(
+    axis: Axes, true_class: int | None, image_logits: np.ndarray | None, image_classes: Sequence[str]
+) -> None:
     """The true class in green, and each class's logit in red, the predicted one bold and marked."""
     axis.set(xlim=(0, 1), ylim=(1, 0), box_aspect=1)
-    known = item.true_class is not None
-    truth = f"{item.true_class}: {image_classes[item.true_class]}" if known else "not known"
+    known = true_class is not None
+    truth = f"{true_class}: {image_classes[true_class]}" if known else "not known"
     axis.text(0.06, 0.16, f"true class {truth}", color=TRUE if known else QUIET, size="large", weight="bold")
-    if item.image_logits is None:
+    if image_logits is None:
         axis.text(0.06, 0.34, "no classifier given", color=QUIET)
         return
     axis.text(0.06, 0.32, "class scores before softmax", color=QUIET, size="small")
-    best = int(np.argmax(item.image_logits))
-    for number, (name, logit) in enumerate(zip(image_classes, item.image_logits, strict=True)):
+    best = int(np.argmax(image_logits))
+    for number, (name, logit) in enumerate(zip(image_classes, image_logits, strict=True)):
         weight = "bold" if number == best else "normal"
         y = 0.44 + 0.12 * number
         axis.text(0.06, y, f"{number}: {name}", color=PREDICTED, weight=weight)
         axis.text(0.94, y, f"{logit:+.2f}".replace("-", "\u2212"), color=PREDICTED, weight=weight, ha="right")
 
 
-def _say(axis: Axes, text: str) -> None:
+def say(axis: Axes, text: str) -> None:
+    """Put a sentence where a picture would be."""
     axis.set_box_aspect(1)
     axis.text(0.5, 0.5, text, ha="center", va="center", color=QUIET, transform=axis.transAxes)
 
 
-def _figure(width: float, height: float) -> Figure:
+def blank_figure(width: float, height: float) -> Figure:
+    """A figure of so many inches, without a screen."""
     figure = Figure(figsize=(width, height), dpi=130, layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 
 
-def _png(figure: Figure) -> bytes:
+def png_bytes(figure: Figure) -> bytes:
+    """A figure as a PNG file; the same figure gives the same bytes."""
     buffer = BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()

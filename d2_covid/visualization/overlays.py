@@ -87,18 +87,18 @@ def draw_instances(
     unit = max(1, round(max(canvas.shape[:2]) / MIN_CANVAS))
     # Large ones first: a small lesion stays on top of its neighbours.
     order = np.argsort(-_areas(instances), kind="stable")
-    spans = [_box_span(box, scale, canvas.shape) for box in instances.boxes]
+    spans = [box_span(box, scale, canvas.shape) for box in instances.boxes]
     for i in order:
         colour = class_colour(int(instances.classes[i]))
         dash = 0 if matched is None or matched[i] else 5 * unit
         if boxes:
-            _box_line(canvas, spans[i], colour, dash)
+            box_line(canvas, spans[i], colour, dash)
         if masks is not None:
             canvas[outline(masks[i], unit + 1, dash)] = colour
     if labels:
         texts = [_label(instances, i, class_names) for i in range(len(instances))]
         colours = [class_colour(int(c)) for c in instances.classes]
-        canvas = _draw_labels(canvas, spans, texts, colours, order, size=11 * unit)
+        canvas = draw_labels(canvas, spans, texts, colours, order, size=11 * unit)
     return canvas
 
 
@@ -147,7 +147,7 @@ def _fill(canvas: np.ndarray, masks: Sequence[np.ndarray], classes: np.ndarray) 
         canvas[area] = (canvas[area] * (1 - FILL_ALPHA) + tint * FILL_ALPHA).round().astype(np.uint8)
 
 
-def _box_span(box: np.ndarray, scale: int, shape: tuple[int, ...]) -> tuple[int, int, int, int]:
+def box_span(box: np.ndarray, scale: int, shape: tuple[int, ...]) -> tuple[int, int, int, int]:
     """First and last pixel of a box on the canvas, kept inside it: left, top, right, bottom."""
     left, top = np.floor(box[:2] * scale).astype(int)
     right, bottom = np.ceil(box[2:] * scale).astype(int) - 1
@@ -155,7 +155,8 @@ def _box_span(box: np.ndarray, scale: int, shape: tuple[int, ...]) -> tuple[int,
     return int(np.clip(left, 0, right)), int(np.clip(top, 0, bottom)), right, bottom
 
 
-def _box_line(canvas: np.ndarray, span: tuple[int, int, int, int], colour: tuple[int, int, int], dash: int) -> None:
+def box_line(canvas: np.ndarray, span: tuple[int, int, int, int], colour: tuple[int, int, int], dash: int) -> None:
+    """Draw a box, one pixel wide, into a canvas; ``dash``: length of a dash and of a gap, 0 for a whole line."""
     left, top, right, bottom = span
     rows, columns = np.arange(top, bottom + 1), np.arange(left, right + 1)
     if dash:
@@ -218,7 +219,7 @@ def _covered(a: Span, b: Span) -> int:
     return max(0, min(a[2], b[2]) - max(a[0], b[0]) + 1) * max(0, min(a[3], b[3]) - max(a[1], b[1]) + 1)
 
 
-def _draw_labels(
+def draw_labels(
     canvas: np.ndarray,
     spans: Sequence[Span],
     texts: Sequence[str],
@@ -226,6 +227,7 @@ def _draw_labels(
     order: Sequence[int],
     size: int,
 ) -> np.ndarray:
+    """A canvas with a label of ``size`` pixels at each span, placed by :func:`place_labels`."""
     letters = font(size, bold=True)
     pad = max(1, size // 6)
     ascent, descent = letters.getmetrics()

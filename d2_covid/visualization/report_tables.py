@@ -58,7 +58,7 @@ def measure_rows(result: SeriesResult) -> list[Measure]:
         Measure(
             "Slices with a lesion",
             f"{found:,} of {len(result.slices):,}",
-            "At least one detection from the score threshold on. Single slices alone are often false alarms.",
+            "At least one detection from the score threshold on.",
         ),
         Measure(
             "Lung volume",

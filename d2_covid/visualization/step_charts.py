@@ -7,7 +7,7 @@ from ..inference.slice_result import SliceResult
 from .overlays import class_colour
 
 _FIRST_IMAGE_CLASS_COLOUR = 2  # the first two belong to the lesion classes
-_DASHES = ("", "6 3", "2 3")
+_DASHES = ("3 3", "8 3", "")
 
 
 @dataclass(frozen=True)
@@ -85,9 +85,7 @@ def score_chart(slices: Sequence[SliceResult], image_classes: Sequence[str]) -> 
         path = "".join(
             f"{'L' if position else 'M'}{position} {100 - 100 * score:.1f}h1" for position, score in enumerate(scores)
         )
-        curves.append(
-            Curve(name, path, _css(_FIRST_IMAGE_CLASS_COLOUR + number), _DASHES[number % len(_DASHES)])
-        )
+        curves.append(Curve(name, path, _css(_FIRST_IMAGE_CLASS_COLOUR + number), _DASHES[number % len(_DASHES)]))
     counts = [sum(one.image_class == name for one in slices) for name in image_classes]
     summary = "Class with the highest score: " + ", ".join(
         f"{name} on {count} of {len(slices)} slices" for name, count in zip(image_classes, counts, strict=True)
@@ -101,10 +99,10 @@ def bar(position: int, below: float, height: float) -> str:
 
 
 def nice_top(value: float) -> float:
-    """The least of 1, 2, 4, 5, 10, 20, 40 ... that is not below ``value``; 1 for nothing at all."""
+    """The least of 1, 2, 2.5, 4, 5, 10, 20, 25 ... that is not below ``value``; 1 for nothing at all."""
     top = 1.0
     while top < value:
-        for factor in (2, 4, 5, 10):
+        for factor in (2, 2.5, 4, 5, 10):
             if top * factor >= value:
                 return top * factor
         top *= 10

@@ -289,7 +289,10 @@ def test_class_list_shows_what_it_says(written):
     lines = (root / "classes.csv").read_text().splitlines()
     assert lines[0] == "file,label,patient_id,scan_id,split"
     rows = list(csv.DictReader(lines))
+    areas = {p.relative_to(root / "mask"): int((read_mask(p) > 1).sum()) for p in (root / "mask").rglob("*.png")}
     for row in rows:
+        own = Path(row["file"]).with_suffix(".png")
+        assert areas[own] >= 0.3 * max(area for path, area in areas.items() if path.parent == own.parent)
         mask = read_mask(root / "mask" / Path(row["file"]).with_suffix(".png"))
         assert (root / "image" / row["file"]).is_file()
         assert row["file"].startswith(row["patient_id"] + "/") and row["split"] == splits[row["patient_id"]]

@@ -23,7 +23,7 @@ import SimpleITK
 from PIL import Image
 
 SLICES = 5
-ALL = ("json", "overlays", "nifti", "dicom-seg")
+ALL = ("json", "overlays", "nifti", "dicom-seg", "report")
 
 
 def _write(known, source, folder, save=ALL, tags=None):
@@ -331,6 +331,6 @@ def test_outputs_are_chosen_by_name_and_library(monkeypatch):
     with pytest.raises(UserError, match="there are json"):
         choose_outputs(["jsn"])
     monkeypatch.setattr("d2_covid.inference.outputs._installed", lambda module: module != "highdicom")
-    assert choose_outputs(None) == ("json", "overlays", "nifti")
+    assert choose_outputs(None) == ("json", "overlays", "nifti", "report")
     with pytest.raises(UserError, match="pip install"):
         choose_outputs(["dicom-seg"])

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-EACH = {"done.json", "predictions.json"}
+EACH = {"done.json", "predictions.json", "report.html"}
 
 
 @pytest.fixture

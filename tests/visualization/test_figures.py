@@ -208,14 +208,19 @@ def options(weights, *names):
 
 @pytest.mark.parametrize(
     "figure, models",
-    [("2", ("classifier", "segmentation")), ("3", ("segmentation",)), ("2", ("classifier",))],
+    [
+        ("2", ("classifier", "segmentation")),
+        ("3", ("segmentation",)),
+        ("2", ("classifier",)),
+        ("why", ("classifier",)),
+    ],
 )
 def test_the_tool_draws_with_any_models(tool, weights, dataset, tmp_path, capsys, figure, models):
     output = tmp_path / "figure.png"
     arguments = ["--figure", figure, "--dataset", dataset, "--output", str(output), *options(weights, *models), *TINY]
     assert tool.main(arguments) == 0
     assert size_of(output.read_bytes())[0] == 1872
-    assert f"Figure {figure} of {4 if figure == '2' else 3} slices" in capsys.readouterr().out
+    assert f"Figure {figure} of {3 if figure == '3' else 4} slices" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -227,11 +232,35 @@ def test_the_tool_draws_with_any_models(tool, weights, dataset, tmp_path, capsys
         (["--dataset", "x", "--segmentation-config", "y"], "one is missing"),
         (["--dataset", "x", "--number", "0"], "--number 0"),
         (["--dataset", "x", "--output", "f.pdf"], "written as .png"),
+        (
+            ["--figure", "why", "--dataset", "x", "--segmentation-config", "y", "--segmentation-weights", "z"],
+            "leave out --segmentation-config",
+        ),
     ],
 )
 def test_what_does_not_go_together(tool, weights, arguments, said):
     with pytest.raises(UserError, match=said):
         tool.main(["--figure", "2", "--output", "f.png", *options(weights, "classifier"), *arguments])
+
+
+def test_why_shows_what_the_classifier_saw(tool, weights, dataset):
+    (item,), _ = dataset_slices(dataset, 1, seed=0)
+    cfg = tool.model_config(CLASSIFIER, str(weights / "classifier.pth"), TINY)
+    models = [(tool.load_model(cfg), cfg)]
+    found, shown = tool.decision(item, models), tool.figure_slice(item, models)
+    assert found.image_logits == pytest.approx(shown.image_logits, abs=1e-5)
+    assert 1 <= len(found.boxes) == len(found.shares) == len(found.removal) <= 12
+    assert np.abs(found.shares).sum() == pytest.approx(1, abs=1e-5)
+    # In the slice's own pixels, like the detections of the same model.
+    assert np.abs(found.boxes[0] - shown.instances.boxes).sum(axis=1).min() < 1e-2
+    assert found.true_class == item.true_class == 2
+
+
+def test_why_needs_a_classifier(tool, dataset, tmp_path):
+    arguments = ["--figure", "why", "--dataset", dataset, "--output", str(tmp_path / "f.png")]
+    with pytest.raises(UserError, match="mask_rcnn_R_18_T2_FPN.yaml is a segmentation model") as refused:
+        tool.main([*arguments, "--config-file", SEGMENTATION, "--weights", "not_looked_for.pth", *TINY])
+    assert "\n" not in str(refused.value)
 
 
 def test_a_classifier_of_other_classes_is_refused(tool, weights, tmp_path, real_data, monkeypatch):

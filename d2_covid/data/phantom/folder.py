@@ -24,6 +24,8 @@ from ..splits import split_by_csv
 from .patient import phantom_patient
 
 _NAMES = ("control", "pneumonia", "covid")  # by image class, in the names of patients
+# Of a patient's largest lung, and lesion, area: what a slice of the class list shows of it at least.
+_LEAST_SHARE = 0.3
 _JPEG_QUALITY = 95
 
 
@@ -68,8 +70,9 @@ def write_phantoms(
     (``patient_id,split``), ``annotations/<mask type>_<split>.json`` and ``classes.csv``
     (``file,label,patient_id,scan_id,split``; ``file`` relative to ``image/``).
 
-    The class list is by slice: of an ill patient it has only slices that show a lesion of more than 100 pixels, as
-    COVIDx-CT takes only slices with findings; of a control, the slices whose lungs are as large as those.
+    The class list is by slice: of an ill patient it has the slices that show the disease (COVIDx-CT, too, takes only
+    those with findings): a lesion of more than 100 pixels, and 0.3 of the patient's largest lesion area or more. The
+    lungs of every slice in it, a control's too, are at least 0.3 of the patient's largest.
 
     Args:
         val_fraction: share of each class's patients for validation; 0 makes no validation split.
@@ -161,8 +164,9 @@ def _write_patient(job: _Job) -> list[str]:
     """Make and write one patient; returns the files, relative to ``image/``, that belong in the class list."""
     slices = phantom_patient(job.seed, job.image_class, job.num_slices, job.size)
     lung_areas = [int((s.mask > 0).sum()) for s in slices]
+    lesion_areas = [int((s.mask > 1).sum()) for s in slices]
     listed = []
-    for number, (ct, area) in enumerate(zip(slices, lung_areas, strict=True)):
+    for number, ct in enumerate(slices):
         name = f"{job.patient_id}/{number:03d}"
         image, mask = job.folder / "image" / f"{name}.jpg", job.folder / "mask" / f"{name}.png"
         for path, values, options in ((image, ct.image, {"quality": _JPEG_QUALITY}), (mask, ct.mask, {})):
@@ -171,8 +175,9 @@ def _write_patient(job: _Job) -> list[str]:
                 Image.fromarray(values).save(path, **options)
             except OSError as error:
                 raise UserError(f"Cannot write {path}: {error.strerror or error}.") from error
-        shows_lesion = bool(lesion_components(ct.mask, "merge")[0])
-        if area >= 0.3 * max(lung_areas) and (job.image_class == 0 or shows_lesion):
+        shows_disease = lesion_areas[number] >= _LEAST_SHARE * max(lesion_areas)
+        shows_disease &= bool(lesion_components(ct.mask, "merge")[0])
+        if lung_areas[number] >= _LEAST_SHARE * max(lung_areas) and (job.image_class == 0 or shows_disease):
             listed.append(f"{name}.jpg")
     return listed
 

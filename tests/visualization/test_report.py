@@ -294,7 +294,9 @@ def test_pictures_are_light():
     assert [picture_side(n) for n in (1, 200, 800, 100_000)] == [MAX_SIDE, MAX_SIDE, MAX_SIDE // 2, 160]
 
 
-@pytest.mark.parametrize(("value", "top"), [(0, 1), (1, 1), (1.2, 2), (3, 4), (2283, 2500), (41, 50), (100, 100), (101, 200)])
+@pytest.mark.parametrize(
+    ("value", "top"), [(0, 1), (1, 1), (1.2, 2), (3, 4), (2283, 2500), (41, 50), (100, 100), (101, 200)]
+)
 def test_the_top_of_a_chart(value, top):
     assert nice_top(value) == top
 

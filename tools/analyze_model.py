@@ -89,8 +89,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         ]
     rows = [analyze(path, args.size, args.opts) for path in files]
     headers = ["model", "total", "paper", "trainable", "paper", "backbone", "rpn", "box", "mask", "sum", "difference"]
-    print("Millions of parameters (totals with BatchNorm statistics, as in the paper), billions of multiply-adds for one")
-    print(f"{args.size}x{args.size} image, at the largest number of RoIs that the config allows.")
+    print("Millions of parameters (totals with BatchNorm statistics, as in the paper), billions of multiply-adds")
+    print(f"for one {args.size}x{args.size} image, at the largest number of RoIs that the config allows.")
     print(tabulate(rows, headers, disable_numparse=True))
     return 0
 

@@ -63,7 +63,7 @@ setup(
     packages=[*find_packages(include=["d2_covid", "d2_covid.*"]), "d2_covid.configs"],
     package_dir={"d2_covid.configs": "configs"},
     py_modules=["d2_covid_entry"],
-    package_data={"d2_covid.configs": ["*.yaml", "*/*.yaml"], "d2_covid": ["**/*.html", "**/*.json"]},
+    package_data={"d2_covid.configs": ["**/*.yaml"], "d2_covid": ["**/*.html", "**/*.json"]},
     install_requires=REQUIRES,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["d2-covid = d2_covid_entry:main"]},

@@ -24,7 +24,7 @@ def real_data() -> Path:
     folder = Path(os.environ.get("D2_COVID_REAL_DATA", REPOSITORY.parent / "shared" / "data"))
     if not folder.is_dir():
         pytest.skip(f"no real CT at {folder}; set D2_COVID_REAL_DATA to its folder")
-    return folder
+    return folder.resolve()
 
 
 @pytest.fixture(scope="session")

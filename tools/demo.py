@@ -62,9 +62,9 @@ class Plan:
     phantoms: tuple[str, ...] = PHANTOMS
     training: list[str] = field(default_factory=lambda: mixed_precision())
     classifying: list[str] = field(default_factory=list)
-    phantom_seconds: int = 40
-    training_seconds: int = 240
-    classifier_seconds: int = 60
+    phantom_seconds: int = 50
+    training_seconds: int = 300
+    classifier_seconds: int = 25
 
     @property
     def data(self) -> Path:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ..data.validation import Validation, validate, write_validation
 from ..data.validation_findings import KINDS
+from .result_rows import counted
 from .validation_sheet import write_sheet
 
 _DESCRIPTION = """Check a data set before training on it. SET is a dataset name (cncb_merge_train), a COCO json, a list
@@ -47,7 +48,7 @@ def _lines(validation: Validation) -> list[str]:
     for split in validation.splits:
         counts = ", ".join(f"{name} {count}" for name, count in split.class_counts.items())
         patients = len({entry.patient_id for entry in split.slices} - {""})
-        lines.append(f"{split.name}: {len(split.slices)} slices of {patients} patients ({counts})")
+        lines.append(f"{split.name}: {counted(len(split.slices), "slice")} of {counted(patients, "patient")} ({counts})")
     findings = validation.findings
     for kind in findings.found():
         kept, count = findings.kept(kind), findings.counts[kind]

@@ -168,7 +168,8 @@ def test_percent_with_its_sign(share, text):
 )
 def test_the_figure_of_any_slice(item):
     png = figure_why([item], NAMES)
-    assert Image.open(BytesIO(png)).size == (1872, 637)
+    # Matplotlib's releases round half a pixel differently.
+    assert Image.open(BytesIO(png)).size == pytest.approx((1872, 637), abs=1)
 
 
 def test_the_figure_repeats_and_shows_what_it_is_asked_to():
@@ -177,4 +178,4 @@ def test_the_figure_repeats_and_shows_what_it_is_asked_to():
     assert few != more == again
     assert figure_why([replace(item, removal=-item.removal)], NAMES, limit=6) != more
     assert figure_why([replace(item, agreement=-0.5)], NAMES, limit=6) != more
-    assert Image.open(BytesIO(figure_why([item, item], NAMES))).size == (1872, 1235)
+    assert Image.open(BytesIO(figure_why([item, item], NAMES))).size == pytest.approx((1872, 1235), abs=1)

@@ -5,7 +5,7 @@ from typing import Any, Mapping, Sequence
 
 import numpy as np
 
-from ..inference.series_result import SeriesResult
+from ..inference.series_result import ClassByRule, SeriesResult
 from ..inference.slice_result import SliceResult
 from .classification_page import AGGREGATIONS
 
@@ -67,17 +67,17 @@ def measure_rows(result: SeriesResult) -> list[Measure]:
         ),
     ]
     if result.classes:
-        first = result.classes[0]
-        rows.insert(
-            0,
-            Measure(
-                "Class of the series",
-                first.image_class,
-                f"By the rule: {rule_words(first.rule, first.k)}. A class is always given, also for what the model "
-                "has never seen.",
-            ),
-        )
+        rows.insert(0, _class_measure(result.classes))
     return rows
+
+
+def _class_measure(classes: Sequence[ClassByRule]) -> Measure:
+    """The class of the series as a headline; where the rules disagree, that is the headline."""
+    limits = "A class is always given, also for what the model has never seen."
+    if len({by_rule.image_class for by_rule in classes}) == 1:
+        return Measure("Class of the series", classes[0].image_class, f"By every rule below. {limits}")
+    said = "; ".join(f"{rule_words(by_rule.rule, by_rule.k)}: {by_rule.image_class}" for by_rule in classes)
+    return Measure("Class of the series", "the rules disagree", f"By rule, {said}. {limits}")
 
 
 def lesion_rows(result: SeriesResult, positions: Mapping[int, int]) -> dict[str, Any] | None:

@@ -13,10 +13,11 @@ from d2_covid import get_config
 from d2_covid.data.lesion_masks import encode_mask
 from d2_covid.data.volumes import series_from_array
 from d2_covid.errors import UserError
-from d2_covid.inference.series_result import FailedSlice, SeriesSummary
+from d2_covid.inference.series_result import ClassByRule, FailedSlice, SeriesSummary
 from d2_covid.inference.slice_result import Contributions, LesionInstance, SliceResult, decode_mask
 from d2_covid.visualization import report
 from d2_covid.visualization.report import MAX_SIDE, outline_path, picture, picture_side, write_report
+from d2_covid.visualization.report_tables import measure_rows
 from d2_covid.visualization.step_charts import load_chart, nice_top, score_chart
 
 import cv2
@@ -414,3 +415,19 @@ def test_other_pages_run_too(masks, classifier, loose, browser, scans, tmp_path)
     # A phone needs no sideways scrolling.
     assert browser.run("return document.documentElement.scrollWidth <= window.innerWidth")
     quiet(browser)
+
+
+@pytest.mark.parametrize(
+    "found, value", [(("control", "control"), "control"), (("COVID-19", "control"), "the rules disagree")]
+)
+def test_the_headline_says_when_the_rules_disagree(found, value):
+    given = predictor()
+    result = predicted(series_from_array(np.zeros((4, 48, 48), np.uint8), assume_window=True), given)
+    rules = [
+        ClassByRule(rule, k, image_class, {}, {}, ())
+        for (rule, k), image_class in zip((("any_k", 3), ("mean", None)), found)
+    ]
+    measure = measure_rows(replace(result, classes=tuple(rules)))[0]
+    assert (measure.name, measure.value) == ("Class of the series", value)
+    if value == "the rules disagree":
+        assert all(image_class in measure.limits for image_class in found)

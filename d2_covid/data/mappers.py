@@ -4,12 +4,13 @@ import copy
 from collections.abc import Sequence
 from typing import Any
 
+import cv2
 import numpy as np
 import pycocotools.mask as mask_util
 import torch
 from detectron2.config import CfgNode, configurable
-from detectron2.structures import BitMasks, Instances
-from fvcore.transforms.transform import TransformList
+from detectron2.structures import BitMasks, Boxes, Instances
+from fvcore.transforms.transform import BlendTransform, TransformList
 
 from ..errors import UserError
 from .augmentation import Augmentation
@@ -92,9 +93,11 @@ class LesionDatasetMapper:
             rng = np.random.default_rng(dataset_dict["sample_seed"])
             transforms = self.augmentation.draw(rng, image)
             min_size = self._draw_size(rng)
-        image = np.ascontiguousarray(transforms.apply_image(image))
+        image = np.ascontiguousarray(augmented(image, transforms))
         dataset_dict["image"] = network_input(image, min_size, self.max_size)
-        transforms = transforms + resize_transform(*image.shape, min_size, self.max_size)
+        resize = resize_transform(*image.shape, min_size, self.max_size)
+        if (resize.new_h, resize.new_w) != image.shape:
+            transforms = transforms + resize
         dataset_dict["instances"] = lesion_instances(annotations, transforms, dataset_dict["image"].shape[1:])
         return dataset_dict
 
@@ -113,6 +116,26 @@ def check_size(dataset_dict: dict[str, Any], height: int, width: int) -> None:
         )
 
 
+def augmented(image: np.ndarray, transforms: TransformList) -> np.ndarray:
+    """``transforms.apply_image(image)`` of an (H, W) ``uint8`` slice.
+
+    Changes of brightness and contrast depend on a pixel's value alone, and are worked out for the 256 values.
+    """
+    values = None
+    for transform in transforms.transforms:
+        if isinstance(transform, BlendTransform) and np.ndim(transform.src_image) == 0:
+            values = transform.apply_image(np.arange(256, dtype=np.uint8) if values is None else values)
+            continue
+        if values is not None:
+            image, values = _look_up(image, values), None
+        image = transform.apply_image(image)
+    return image if values is None else _look_up(image, values)
+
+
+def _look_up(image: np.ndarray, values: np.ndarray) -> np.ndarray:
+    return cv2.LUT(np.ascontiguousarray(image), values)
+
+
 def lesion_instances(
     annotations: Sequence[dict[str, Any]], transforms: TransformList, image_size: tuple[int, int]
 ) -> Instances:
@@ -126,15 +149,33 @@ def lesion_instances(
     Returns:
         R instances with ``gt_boxes``, ``gt_classes`` and ``gt_masks``; those without a pixel left are not among them.
     """
-    masks, classes = [], []
-    for annotation in annotations:
-        mask = transforms.apply_segmentation(mask_util.decode(annotation["segmentation"]))
-        if mask.any():
-            masks.append(mask.astype(bool))
-            classes.append(annotation["category_id"])
+    masks = transformed_masks([annotation["segmentation"] for annotation in annotations], transforms, image_size)
+    corners = [cv2.boundingRect(mask.view(np.uint8)) for mask in masks]
+    kept = [i for i, (_, _, width, _) in enumerate(corners) if width > 0]
+    boxes = [(x, y, x + w, y + h) for x, y, w, h in (corners[i] for i in kept)]
     instances = Instances(tuple(int(n) for n in image_size))
-    stacked = np.stack(masks) if masks else np.zeros((0, *image_size), dtype=bool)
-    instances.gt_masks = BitMasks(torch.from_numpy(stacked))
-    instances.gt_boxes = instances.gt_masks.get_bounding_boxes()
-    instances.gt_classes = torch.tensor(classes, dtype=torch.int64)
+    instances.gt_masks = BitMasks(torch.from_numpy(masks if len(kept) == len(masks) else masks[kept]))
+    instances.gt_boxes = Boxes(torch.tensor(boxes, dtype=torch.float32).view(-1, 4))
+    instances.gt_classes = torch.tensor([annotations[i]["category_id"] for i in kept], dtype=torch.int64)
     return instances
+
+
+def transformed_masks(
+    segmentations: Sequence[dict[str, Any]], transforms: TransformList, image_size: tuple[int, int]
+) -> np.ndarray:
+    """Masks after ``transforms``, (R, h, w) bool.
+
+    Up to 255 masks without a pixel in common, as components are, go through the transforms together, as one image of
+    their numbers.
+    """
+    if not segmentations:
+        return np.zeros((0, *image_size), dtype=bool)
+    planes = mask_util.decode(list(segmentations)).transpose(2, 1, 0)  # contiguous: columns first
+    numbers = np.zeros(planes.shape[1:], dtype=np.uint8)
+    if len(planes) <= 255:
+        for number, plane in enumerate(planes, start=1):
+            numbers += plane * np.uint8(number)
+        if np.count_nonzero(numbers) == sum(map(cv2.countNonZero, planes)):
+            numbers = transforms.apply_segmentation(np.ascontiguousarray(numbers.T))
+            return numbers == np.arange(1, len(planes) + 1, dtype=np.uint8)[:, None, None]
+    return np.stack([transforms.apply_segmentation(np.ascontiguousarray(plane.T)) for plane in planes]).astype(bool)

@@ -10,7 +10,7 @@ import torch
 from detectron2.config import CfgNode
 
 from .. import __version__
-from ..data.files import atomic_write
+from ..data.files import atomic_write, sha256_of
 from ..data.lesion_masks import MASK_TYPES
 from ..errors import UserError
 from ..modeling.backbone import truncation_of
@@ -84,13 +84,43 @@ def check_facts(saved: Mapping[str, Any], cfg: CfgNode, source: str | Path) -> N
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """Read a file of tensors and plain values, on the CPU; nothing else in it is ever executed.
 
+    A checkpoint may hold only what differs from another one, its ``base``, which lies beside it
+    (:mod:`d2_covid.engine.half`): it comes back whole.
+
     Returns:
         The checkpoint: ``model`` (name -> tensor), and whatever else it carries. A bare state dict is wrapped.
 
     Raises:
-        UserError: there is no such file, or it is damaged, or it is a pickle of Python objects.
+        UserError: there is no such file, or it is damaged, or it is a pickle of Python objects, or its base is not the
+            one that it was stored with.
     """
-    path = Path(path)
+    checkpoint = _read_file(Path(path))
+    facts = checkpoint.get("d2_covid")
+    if isinstance(facts, dict) and facts.get("base"):
+        base = _base_path(Path(path), facts["base"])
+        checkpoint["model"] = _read_file(base)["model"] | checkpoint["model"]
+    return checkpoint
+
+
+def _base_path(path: Path, base: Mapping[str, str]) -> Path:
+    """The file that ``path`` names as its base, if it is there and is the one.
+
+    Args:
+        base: ``{"file": name, "sha256": of that file}``.
+    """
+    name = str(base.get("file", "")) if isinstance(base, Mapping) else ""
+    if not name or name != Path(name).name:
+        raise UserError(f"{path} names no file beside it as its base, but {name!r}: it is damaged.")
+    found = path.with_name(name)
+    if not found.is_file():
+        raise UserError(f"{path} holds only what differs from {name}, which is not beside it; put the two together.")
+    if sha256_of(found) != base.get("sha256"):
+        raise UserError(f"{path} holds only what differs from another {name} than the one beside it; get both anew.")
+    return found
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    """:func:`read_checkpoint` without the base."""
     if not path.is_file():
         raise UserError(f"There is no checkpoint {path}; look at MODEL.WEIGHTS.")
     try:

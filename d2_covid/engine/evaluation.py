@@ -17,6 +17,7 @@ from detectron2.utils.events import EventStorage
 from torch.nn.parallel import DistributedDataParallel
 
 from ..errors import UserError
+from .inference_model import inference_model
 from .loader import Batches, eval_batches, eval_share
 from .seeding import derive_seed, seeded
 from .tasks import Task
@@ -27,7 +28,7 @@ _BatchNorm = torch.nn.modules.batchnorm._BatchNorm
 
 
 def evaluate(cfg: CfgNode, task: Task, model: torch.nn.Module, *, bootstrap: int) -> OrderedDict[str, Any]:
-    """Evaluate ``model`` on every dataset of ``DATASETS.TEST``.
+    """Evaluate ``model`` on every dataset of ``DATASETS.TEST``, by the fast copy of it that ``TEST.FAST`` asks for.
 
     Each evaluator writes its files below ``OUTPUT_DIR/inference/<dataset>``.
 
@@ -38,6 +39,8 @@ def evaluate(cfg: CfgNode, task: Task, model: torch.nn.Module, *, bootstrap: int
         The evaluator's results; with several datasets, theirs by name. Empty on all but the main process.
     """
     model = unwrapped(model)
+    if not task.in_memory:  # then module S alone runs
+        model = inference_model(cfg, model)
     results = OrderedDict()
     for name in cfg.DATASETS.TEST:
         folder = Path(cfg.OUTPUT_DIR) / "inference" / name

@@ -1,15 +1,18 @@
 """Which samples make a batch, and how they are read: a pure function of the seed and the iteration."""
 
 import logging
-from typing import Any, Callable, Iterator, Sequence
+from typing import Any, Callable, Iterable, Iterator, Sequence
 
+import cv2
 import numpy as np
+import torch
 import torch.utils.data as torchdata
 from detectron2.data import DatasetFromList
 from detectron2.utils import comm
 
 from ..errors import UserError
 from .seeding import derive_seed
+from .transfer import PackedBatch, pack
 
 logger = logging.getLogger(__name__)
 
@@ -101,16 +104,24 @@ class SeededSamples(torchdata.Dataset):
 
 
 class Batches:
-    """A ``DataLoader`` of :class:`SeededSamples` that raises in this process what went wrong in a worker."""
+    """A ``DataLoader`` of :class:`SeededSamples` that raises in this process what went wrong in a worker.
 
-    def __init__(self, loader: torchdata.DataLoader) -> None:
-        self._loader = loader
+    Args:
+        loader: of lists of samples, or of :class:`.transfer.PackedBatch`.
+        device: where the tensors of packed samples go.
+    """
+
+    def __init__(self, loader: torchdata.DataLoader, device: torch.device | None = None) -> None:
+        self._loader, self._device = loader, device
 
     def __len__(self) -> int:
         return len(self._loader)
 
     def __iter__(self) -> Iterator[list]:
         for batch in self._loader:
+            if isinstance(batch, PackedBatch):
+                yield batch.unpack(self._device)
+                continue
             for sample in batch:
                 if isinstance(sample, UserError):
                     raise sample
@@ -127,8 +138,12 @@ def train_batches(
     start_iter: int,
     max_iter: int,
     num_workers: int,
+    device: torch.device | None = None,
 ) -> Batches:
-    """Batches of this process for ``start_iter`` to ``max_iter - 1``; ``batch_size`` counts all processes."""
+    """Batches of this process for ``start_iter`` to ``max_iter - 1``; ``batch_size`` counts all processes.
+
+    With a GPU as ``device`` the samples come with their tensors there.
+    """
     positions = BatchPositions(
         len(dicts),
         batch_size,
@@ -138,7 +153,7 @@ def train_batches(
         rank=comm.get_rank(),
         world_size=comm.get_world_size(),
     )
-    return _batches(dicts, mapper, seed, positions, num_workers)
+    return _batches(dicts, mapper, seed, positions, num_workers, device)
 
 
 def eval_batches(dicts: Sequence[dict], mapper: Mapper, *, seed: int, num_workers: int) -> Batches:
@@ -152,11 +167,27 @@ def eval_share(size: int) -> range:
     return range(size * rank // world_size, size * (rank + 1) // world_size)
 
 
-def _batches(dicts, mapper, seed, batch_sampler, num_workers: int) -> Batches:
+def _batches(
+    dicts: Sequence[dict],
+    mapper: Mapper,
+    seed: int,
+    batch_sampler: Iterable[list[tuple[int, int]]],
+    num_workers: int,
+    device: torch.device | None = None,
+) -> Batches:
     # One serialized copy serves all workers; see DatasetFromList.
     samples = SeededSamples(DatasetFromList(list(dicts), copy=False), mapper, seed)
-    return Batches(
-        torchdata.DataLoader(
-            samples, batch_sampler=batch_sampler, num_workers=num_workers, collate_fn=list, pin_memory=False
-        )
+    to_gpu = device is not None and device.type == "cuda"
+    loader = torchdata.DataLoader(
+        samples,
+        batch_sampler=batch_sampler,
+        num_workers=num_workers,
+        collate_fn=pack if to_gpu else list,
+        pin_memory=to_gpu,
+        worker_init_fn=_one_thread,
     )
+    return Batches(loader, device)
+
+
+def _one_thread(_: int) -> None:
+    cv2.setNumThreads(0)  # as PyTorch's own in a worker: there are as many workers as cores are meant for

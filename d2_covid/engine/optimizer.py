@@ -4,9 +4,8 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.solver import build_lr_scheduler as build_detectron2_lr_scheduler
 from detectron2.solver import get_default_optimizer_params
-from detectron2.solver.build import maybe_add_gradient_clipping
 
-from ..errors import UserError
+from ..errors import UserError, check_choice
 
 AMP_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -39,9 +38,42 @@ def build_optimizer(cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimiz
     if not params:
         raise UserError("Every parameter of the model is frozen: there is nothing to train.")
     optimizer, extra = options[solver.OPTIMIZER]
-    return maybe_add_gradient_clipping(cfg, optimizer)(
-        params, lr=solver.BASE_LR, weight_decay=solver.WEIGHT_DECAY, fused=True, **extra
-    )
+    clip = solver.CLIP_GRADIENTS
+    if clip.ENABLED:
+        check_choice("SOLVER.CLIP_GRADIENTS.CLIP_TYPE", clip.CLIP_TYPE, ("value", "norm"))
+        norm_type = clip.NORM_TYPE if clip.CLIP_TYPE == "norm" else None
+        optimizer = _clipping(optimizer, clip.CLIP_VALUE, norm_type)
+    return optimizer(params, lr=solver.BASE_LR, weight_decay=solver.WEIGHT_DECAY, fused=True, **extra)
+
+
+def _clipping(kind: type[torch.optim.Optimizer], limit: float, norm_type: float | None) -> type[torch.optim.Optimizer]:
+    """The optimiser that clips gradients before each step: each tensor's norm, or, without a norm, each value."""
+
+    def step(self, closure=None):
+        gradients = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
+        clip_gradients(gradients, limit, norm_type)
+        return kind.step(self, closure)
+
+    return type(f"{kind.__name__}WithGradientClip", (kind,), {"step": step})
+
+
+@torch.no_grad()
+def clip_gradients(gradients: list[torch.Tensor], limit: float, norm_type: float | None) -> None:
+    """Clip each tensor in place as ``torch.nn.utils.clip_grad_norm_`` and ``clip_grad_value_`` do, all of them at once.
+
+    Args:
+        limit: the most that a tensor's norm, or a value's size, may be.
+        norm_type: of the norm; None: clip values.
+    """
+    if not gradients:
+        return
+    if norm_type is None:
+        torch._foreach_clamp_min_(gradients, -limit)
+        torch._foreach_clamp_max_(gradients, limit)
+        return
+    norms = torch.stack(torch._foreach_norm(gradients, norm_type))
+    shares = (limit / (norms + 1e-6)).clamp_(max=1)
+    torch._foreach_mul_(gradients, list(shares.unbind()))
 
 
 def build_lr_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
@@ -79,8 +111,18 @@ class MixedPrecision:
 
     def step(self, loss: torch.Tensor, optimizer: torch.optim.Optimizer) -> None:
         """One update from the gradients of ``loss`` alone."""
+        self.backward(loss, optimizer)
+        self.update(optimizer)
+
+    def backward(self, loss: torch.Tensor, optimizer: torch.optim.Optimizer) -> None:
+        """Gradients of ``loss`` alone, scaled where that is needed."""
         optimizer.zero_grad()
         self._scaler.scale(loss).backward()
+
+    def update(self, optimizer: torch.optim.Optimizer) -> None:
+        """One step along the gradients of :meth:`backward`."""
+        if self._scaler.is_enabled():
+            self._scaler.unscale_(optimizer)  # a fused optimiser would do so after its gradients are clipped
         self._scaler.step(optimizer)
         self._scaler.update()
 

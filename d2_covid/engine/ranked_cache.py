@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from ..errors import UserError
 from .checkpoint import read_checkpoint, write_checkpoint
+from .inference_model import inference_model
 from .loader import Batches, Mapper, SeededSamples
 from .run_record import plain_config
 
@@ -31,7 +32,7 @@ if TYPE_CHECKING:  # tasks.py imports this module
 
 logger = logging.getLogger(__name__)
 
-VERSION = 1
+VERSION = 2
 """Raised when ranked batches of the same weights and config would come out different."""
 
 SHARD = 128
@@ -117,9 +118,10 @@ def ranked_rows(
         count = sum(len(shards[i]) for i in missing)
         logger.info("computing the ranked detections of %d of %d slices, once, into %s", count, len(dicts), folder)
         bar = tqdm(total=count, unit="slice", desc="ranked detections", disable=not progress)
+        fast = inference_model(cfg, model)
         with bar:
             for i in missing:
-                _compute(model, shards[i], mapper, cfg.DATALOADER.NUM_WORKERS, paths[i])
+                _compute(fast, shards[i], mapper, cfg.DATALOADER.NUM_WORKERS, paths[i])
                 bar.update(len(shards[i]))
     comm.synchronize()
     parts = [_read(path, (len(shard), *shape)) for path, shard in zip(paths, shards)]
@@ -138,7 +140,7 @@ def detector_fingerprint(cfg: CfgNode, model: torch.nn.Module) -> str:
         if not name.startswith(_OTHER_PARTS):
             weights.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
             weights.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return _fingerprint([VERSION, settings, ranking, plain_config(cfg.INPUT), weights.hexdigest()])
+    return _fingerprint([VERSION, settings, ranking, plain_config(cfg.INPUT), cfg.TEST.DTYPE, weights.hexdigest()])
 
 
 def _compute(model: torch.nn.Module, dicts: Sequence[dict], mapper: Mapper, num_workers: int, path: Path) -> None:

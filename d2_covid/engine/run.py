@@ -7,7 +7,7 @@ from typing import Sequence
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 
-from ..data.files import write_json
+from ..data.files import sha256_of, write_json
 from ..errors import UserError
 from .checkpoint import CheckpointFolder
 from .evaluation import evaluate, flat_numbers
@@ -66,6 +66,7 @@ def run_evaluation(cfg: CfgNode, *, resume: bool = False, command: Sequence[str]
     if comm.is_main_process():
         record = {
             "weights": cfg.MODEL.WEIGHTS,
+            "weights_sha256": sha256_of(cfg.MODEL.WEIGHTS) if Path(cfg.MODEL.WEIGHTS).is_file() else None,
             "command": list(command),
             "started": started,
             "ended": now(),

@@ -24,13 +24,23 @@ class Steps:
         state_file: json file that remembers what is done.
         total: number of steps, for the announcements.
         say: takes each line for the user.
+        machine: what the announced times hold for, in words.
+        edition: of what does the steps, d2_covid's version if None; those of another are done anew.
 
     Raises:
         UserError: the state file is damaged.
     """
 
-    def __init__(self, state_file: str | Path, total: int, say: Callable[[str], None] = logger.info):
+    def __init__(
+        self,
+        state_file: str | Path,
+        total: int,
+        say: Callable[[str], None] = logger.info,
+        machine: str = "on two cores",
+        edition: str | None = None,
+    ):
         self._state_file = Path(state_file)
+        self._machine, self._edition = machine, __version__ if edition is None else edition
         self._total, self._number, self._say = total, 0, say
         self._state: dict[str, Any] = {}
         if self._state_file.is_file():
@@ -39,28 +49,30 @@ class Steps:
             except (ValueError, TypeError) as error:
                 raise UserError(f"{self._state_file} is damaged; delete it to start anew.") from error
 
-    def run(self, name: str, inputs: Any, outputs: Sequence[Path], seconds: int, work: Callable[[bool], None]) -> bool:
+    def run(
+        self, name: str, inputs: Any, outputs: Sequence[Path], seconds: float | None, work: Callable[[bool], None]
+    ) -> bool:
         """Announce a step and do it.
 
         Args:
             name: in words; unique among the steps.
             inputs: plain values that decide what comes out.
             outputs: files that are there when it is done.
-            seconds: what it takes on two cores, roughly.
+            seconds: what it takes, roughly; None where nobody knows.
             work: does it; is told whether to go on with what an interrupted run of the same inputs left.
 
         Returns:
             Whether it was done now.
         """
         self._number += 1
-        key = hashlib.sha256(json.dumps([__version__, inputs], sort_keys=True).encode()).hexdigest()
+        key = hashlib.sha256(json.dumps([self._edition, inputs], sort_keys=True).encode()).hexdigest()
         before = self._state.get(name, {})
         head = f"{self._number}/{self._total} {name}"
         same = before.get("key") == key
         if same and before.get("done") and all(path.exists() for path in outputs):
             self._say(f"{head}: done before")
             return False
-        self._say(f"{head}, {about(seconds)} on two cores")
+        self._say(head if seconds is None else f"{head}, {about(seconds)} {self._machine}")
         self._note(name, key, done=False)
         started = time.monotonic()
         work(same)
@@ -92,4 +104,7 @@ def run_script(command: Sequence[str | Path], log: Path) -> None:
 
 def about(seconds: float) -> str:
     """A rough duration in words."""
+    for unit, size in (("days", 86400), ("hours", 3600)):
+        if seconds >= 1.5 * size:
+            return f"about {seconds / size:.1f} {unit}" if seconds < 10 * size else f"about {seconds / size:.0f} {unit}"
     return f"about {seconds:.0f} s" if seconds < 90 else f"about {round(seconds / 60)} min"

@@ -2,7 +2,6 @@
 
 import errno
 import logging
-import math
 import sys
 import time
 from pathlib import Path
@@ -28,6 +27,7 @@ from .schedule import resolve_schedule
 from .seeding import derive_seed, draw_seed, seed_everything
 from .setup import build_for_device
 from .tasks import task_of
+from .training_step import training_step
 from .weights import load_state, load_weights
 
 logger = logging.getLogger(__name__)
@@ -105,6 +105,7 @@ class Trainer(TrainerBase):
                 start_iter=self.start_iter,
                 max_iter=self.max_iter,
                 num_workers=0 if self.task.in_memory else cfg.DATALOADER.NUM_WORKERS,
+                device=device,
             )
         )
         self.record = RunRecord(
@@ -198,20 +199,15 @@ class Trainer(TrainerBase):
         data_time = time.perf_counter() - started
         seed_everything(derive_seed(self.seed, "step", self.iter, comm.get_rank()))
         try:
-            with self.precision.autocast():
-                losses = self.model(batch)
-                total = sum(losses.values())
-            numbers = {name: loss.item() for name, loss in losses.items()}
-            if not math.isfinite(sum(numbers.values())):
-                raise FloatingPointError(", ".join(f"{name} {value:.4g}" for name, value in numbers.items()))
-        except FloatingPointError as error:  # Detectron2 raises it for proposals
+            losses, others = training_step(self.model, batch, self.precision, self.optimizer)
+        except FloatingPointError as error:  # Detectron2's RPN raises it for proposals
             files = ", ".join(str(sample.get("file_name", "?")) for sample in batch)
             raise UserError(
                 f"The loss is no longer finite at iteration {self.iter}, with {files} ({error}). Lower SOLVER.BASE_LR, "
                 "or set SOLVER.CLIP_GRADIENTS.ENABLED True, and start again."
             ) from error
-        self.precision.step(total, self.optimizer)
-        self._log(numbers, data_time)
+        self.storage.put_scalars(**others)
+        self._log(losses, data_time)
 
     def _log(self, losses: dict[str, float], data_time: float) -> None:
         gathered = comm.gather((losses, data_time))

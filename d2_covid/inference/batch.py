@@ -10,6 +10,7 @@ from detectron2.modeling import build_model
 from detectron2.structures import Instances
 
 from ..data.preprocessing import network_input, read_slice
+from ..engine.inference_model import inference_dtype, inference_model
 from ..engine.weights import load_weights
 from ..errors import UserError
 
@@ -17,14 +18,17 @@ from ..errors import UserError
 def load_model(cfg: CfgNode) -> torch.nn.Module:
     """The model of ``cfg`` with ``MODEL.WEIGHTS`` in it, on ``MODEL.DEVICE`` and ready to predict.
 
+    It is the fast copy of that model (:mod:`~d2_covid.modeling.fast`), unless ``TEST.FAST`` is False.
+
     Raises:
-        UserError: no weights are given, or they are not those of this model.
+        UserError: no weights are given, they are not those of this model, or ``TEST.DTYPE`` is not for this device.
     """
     if not cfg.MODEL.WEIGHTS:
         raise UserError("A model that predicts needs its weights: give MODEL.WEIGHTS the path of a checkpoint.")
+    inference_dtype(cfg)  # what is wrong with it is said before the weights are read
     model = build_model(cfg)
     load_weights(model, cfg, complete=True)
-    return model.eval()
+    return inference_model(cfg, model.eval())
 
 
 def predict_slices(

@@ -214,6 +214,7 @@ class BatchRun:
                 "assume_window": self.options.assume_window,
                 "keep_tags": list(self.options.keep_tags),
                 "batch_size": predictor.batch_size,
+                "dtype": predictor.cfg.TEST.DTYPE,
             },
             "series": self._entries,
             "failures": [vars(problem) for problem in self._problems if problem.failed],

@@ -32,15 +32,17 @@ class Predictor:
     Args:
         config: path of a yaml file, name of a shipped one such as ``"mask_rcnn_R_18_T1_FPN"``, or a config; None: the
             one that the weights carry.
-        weights: a checkpoint; None: the config's ``MODEL.WEIGHTS``. Only tensors and plain values are read from it.
+        weights: a checkpoint, or the name of a model that ships; None: the config's ``MODEL.WEIGHTS``, or, without a
+            config, the lesion model that ships. Only tensors and plain values are read from it.
         device: "auto", "cpu", "cuda", "cuda:1".
         score_threshold: detections that score at least this are lesions; None: ``TEST.UNION_SCORE_THRESH``.
         window: level and width in Hounsfield units; None: the config's ``INPUT.WINDOW``.
         batch_size: slices to a pass of the model; None: 4 on a CPU, 8 elsewhere.
+        dtype: type of the features, "float32", "bfloat16" or, on a GPU, "float16"; None: ``TEST.DTYPE``.
 
     Raises:
         UserError: no such config or weights; weights of another model, damaged, or a pickle of Python objects; no such
-            device; a threshold outside 0 to 1, or a width that is not above 0.
+            device, or none for this ``dtype``; a threshold outside 0 to 1, or a width that is not above 0.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class Predictor:
         score_threshold: float | None = None,
         window: tuple[float, float] | None = None,
         batch_size: int | None = None,
+        dtype: str | None = None,
     ) -> None:
         self.source = resolve_model(config, weights, device)
         self.cfg = cfg = self.source.cfg
@@ -64,6 +67,8 @@ class Predictor:
             raise UserError(f"A window is a level and a width above 0 in Hounsfield units, not {level:g} {width:g}.")
         # Detectron2 keeps what scores more than its threshold; as much as it counts too.
         cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = float(np.nextafter(np.float32(self.score_threshold), np.float32(-1)))
+        if dtype is not None:
+            cfg.TEST.DTYPE = dtype
         self.batch_size = batch_size or (4 if cfg.MODEL.DEVICE == "cpu" else 8)
         self.lesion_classes, self.image_classes = self.source.lesion_classes, self.source.image_classes
         self.with_masks = bool(cfg.MODEL.MASK_ON)

@@ -6,6 +6,7 @@ from .complexity import count_parameters
 from .freezing import freeze_for_classification
 from .image_classifier import ImageClassifier, image_loss, image_scores
 from .meta_arch import CovidCTMaskNet
+from .proposal_generator import LesionRPN
 from .ranking import RankedBatch, rank_detections, repeat_in_place
 from .roi_heads import CovidROIHeads, LesionROIHeads, RankingOptions
 
@@ -15,6 +16,7 @@ __all__ = [
     "ImageClassifier",
     "LesionBoxPredictor",
     "LesionROIHeads",
+    "LesionRPN",
     "RankedBatch",
     "RankingOptions",
     "build_truncated_resnet_fpn_backbone",

@@ -10,7 +10,8 @@ A *candidate* is a pair of a RoI and one of its K classes.
 from dataclasses import dataclass
 
 import torch
-from torchvision.ops import batched_nms
+
+from .fast_nms import nms_by_image
 
 FEATURES = ("deltas", "boxes")
 PADDING = ("even", "sampled")
@@ -71,7 +72,6 @@ def _top_candidates(
     image_of: torch.Tensor,
     class_of: torch.Tensor,
     num_images: int,
-    num_classes: int,
     nms_thresh: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Class-wise NMS and a stable sort of the M candidates of all images.
@@ -84,13 +84,9 @@ def _top_candidates(
             earlier candidate first.
         count: (N,) how many of them each image has.
     """
-    # In double precision: batched_nms tells groups apart by offsets, which must not round the boxes, or an image's
-    # detections would depend on its neighbours in the batch.
-    order = batched_nms(boxes.double(), scores.double(), image_of * num_classes + class_of, nms_thresh)
-    order = order.sort().values
-    order = order[scores[order].sort(descending=True, stable=True).indices]
-    order = order[image_of[order].sort(stable=True).indices]
-    return order, torch.bincount(image_of[order], minlength=num_images)
+    counts = torch.bincount(image_of, minlength=num_images).tolist()
+    order, kept = nms_by_image(boxes, scores, class_of, counts, nms_thresh)
+    return order, torch.tensor(kept, dtype=torch.int64, device=boxes.device)
 
 
 def rank_detections(
@@ -146,7 +142,7 @@ def rank_detections(
             wanted &= (boxes[..., 2:] > boxes[..., :2]).all(-1)
         roi, cls = wanted.nonzero(as_tuple=True)
         order, count = _top_candidates(
-            scores[roi, cls], boxes[roi, cls], image_of_roi[roi], cls, num_images, num_classes, nms_thresh
+            scores[roi, cls], boxes[roi, cls], image_of_roi[roi], cls, num_images, nms_thresh
         )
         kept = count.clamp(max=num_rois)
         start = count.cumsum(0) - count

@@ -11,24 +11,86 @@ import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import ROI_HEADS_REGISTRY, StandardROIHeads
-from detectron2.structures import ImageList, Instances
+from detectron2.modeling.roi_heads import MaskRCNNConvUpsampleHead, select_foreground_proposals
+from detectron2.modeling.roi_heads.mask_head import mask_rcnn_inference, mask_rcnn_loss
+from detectron2.structures import Boxes, ImageList, Instances
 from torch import nn
 
 from ..errors import UserError, check_choice
 from .box_predictor import LesionBoxPredictor
 from .image_classifier import LOSSES, ImageClassifier, image_loss
 from .ranking import FEATURES, PADDING, RankedBatch, rank_detections
+from .roi_features import box_features, mask_logits
+from .roi_targets import BatchedTraining
 
 
 @ROI_HEADS_REGISTRY.register()
-class LesionROIHeads(StandardROIHeads):
-    """``StandardROIHeads`` with :class:`LesionBoxPredictor`: softmax or sigmoid scores."""
+class LesionROIHeads(BatchedTraining, StandardROIHeads):
+    """``StandardROIHeads`` with :class:`LesionBoxPredictor` (softmax or sigmoid scores) and quick features of RoIs."""
+
+    @configurable
+    def __init__(self, *, fast_pooling: bool = True, **kwargs):
+        """
+        Args:
+            fast_pooling: compute the heads' features by :mod:`.roi_features` instead of pooler, then head.
+            kwargs: as for ``StandardROIHeads``.
+        """
+        super().__init__(**kwargs)
+        self.fast_pooling = fast_pooling
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
+        ret = super().from_config(cfg, input_shape)
+        ret["fast_pooling"] = cfg.MODEL.ROI_HEADS.FAST_POOLING
+        return ret
 
     @classmethod
     def _init_box_head(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
         ret = super()._init_box_head(cfg, input_shape)
         ret["box_predictor"] = LesionBoxPredictor(cfg, ret["box_head"].output_shape)
         return ret
+
+    def box_features(self, features: dict[str, torch.Tensor], boxes: list[Boxes]) -> torch.Tensor:
+        """The box head's features (R, F) of N images' boxes."""
+        features = [features[name] for name in self.box_in_features]
+        if not self.fast_pooling:
+            return self.box_head(self.box_pooler(features, boxes))
+        return box_features(self.box_pooler, self.box_head, features, boxes)
+
+    def _forward_box(
+        self, features: dict[str, torch.Tensor], proposals: list[Instances]
+    ) -> dict[str, torch.Tensor] | list[Instances]:
+        """As Detectron2's: losses in training, detections in inference."""
+        if self.train_on_pred_boxes or not self.fast_pooling:
+            return super()._forward_box(features, proposals)
+        predictions = self.box_predictor(self.box_features(features, [x.proposal_boxes for x in proposals]))
+        if self.training:
+            return self.box_predictor.losses(predictions, proposals)
+        return self.box_predictor.inference(predictions, proposals)[0]
+
+    def mask_logits(self, features: dict[str, torch.Tensor], boxes: list[Boxes]) -> torch.Tensor:
+        """The mask head's logits (R, K, 2 M, 2 M) of N images' boxes, M x M the size of their pooled features."""
+        features = [features[name] for name in self.mask_in_features]
+        if not self.fast_pooling:
+            return self.mask_head.layers(self.mask_pooler(features, boxes))
+        return mask_logits(self.mask_pooler, self.mask_head, features, boxes)
+
+    def _forward_mask(
+        self, features: dict[str, torch.Tensor], instances: list[Instances]
+    ) -> dict[str, torch.Tensor] | list[Instances]:
+        """As Detectron2's: losses in training, the instances with their masks in inference."""
+        known = self.mask_on and self.mask_pooler is not None and type(self.mask_head) is MaskRCNNConvUpsampleHead
+        if not known or not self.fast_pooling:
+            return super()._forward_mask(features, instances)
+        if self.training:
+            instances, _ = select_foreground_proposals(instances, self.num_classes)
+        boxes = [x.proposal_boxes if self.training else x.pred_boxes for x in instances]
+        logits = self.mask_logits(features, boxes)
+        if self.training:
+            loss = mask_rcnn_loss(logits, instances, self.mask_head.vis_period)
+            return {"loss_mask": loss * self.mask_head.loss_weight}
+        mask_rcnn_inference(logits, instances)
+        return instances
 
 
 @dataclass(frozen=True)
@@ -148,9 +210,7 @@ class CovidROIHeads(LesionROIHeads):
         self, features: dict[str, torch.Tensor], proposals: list[Instances]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Class logits (R, K + 1) and deltas (R, K * 4) of all proposals."""
-        proposal_boxes = [p.proposal_boxes for p in proposals]
-        box_features = self.box_pooler([features[f] for f in self.box_in_features], proposal_boxes)
-        return self.box_predictor(self.box_head(box_features))
+        return self.box_predictor(self.box_features(features, [p.proposal_boxes for p in proposals]))
 
     def image_losses(self, rows: torch.Tensor, image_classes: torch.Tensor) -> dict[str, torch.Tensor]:
         """``{"loss_image": scalar}`` of ranked rows (N, D, 5) with their images' classes (N,)."""

@@ -3,8 +3,8 @@
 from d2_covid import get_config
 from d2_covid.data.augmentation import AffineTransform, Augmentation
 from d2_covid.data.lesion_masks import encode_mask
-from d2_covid.data.mappers import LesionDatasetMapper
-from d2_covid.data.preprocessing import network_input, read_slice
+from d2_covid.data.mappers import LesionDatasetMapper, augmented, lesion_instances, transformed_masks
+from d2_covid.data.preprocessing import network_input, read_slice, resize_transform
 from d2_covid.errors import UserError
 
 import numpy as np
@@ -13,6 +13,7 @@ import pytest
 import torch
 from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.structures import BoxMode
+from fvcore.transforms.transform import BlendTransform, HFlipTransform
 from PIL import Image
 
 ALL = Augmentation(horizontal_flip=0.5, vertical_flip=0.5, rotation=15, scale=0.2, intensity=0.2)
@@ -94,6 +95,36 @@ def test_slice_without_lesions_has_all_fields(sample, augmentation):
     assert instances.gt_boxes.tensor.shape == (0, 4)
     assert instances.gt_classes.shape == (0,) and instances.gt_classes.dtype == torch.int64
     assert instances.gt_masks.tensor.shape == (0, 60, 80)
+
+
+@pytest.mark.parametrize("count", [3, 300])
+@pytest.mark.parametrize("overlapping", [False, True])
+def test_masks_go_through_the_transforms_as_each_would_alone(count, overlapping):
+    rng = np.random.default_rng(4)
+    masks = np.zeros((count, 60, 80), dtype=bool)
+    owner = rng.integers(0, 2 * count, (60, 80))  # half of the pixels belong to nobody
+    masks[:] = owner == np.arange(count)[:, None, None]
+    masks[1] |= overlapping & masks[0]
+    masks[2] = False
+    image = np.zeros((60, 80), dtype=np.uint8)
+    transforms = ALL.draw(np.random.default_rng(1), image) + resize_transform(60, 80, 90, 1000)
+    found = transformed_masks([encode_mask(mask) for mask in masks], transforms, (90, 120))
+    expected = [transforms.apply_segmentation(mask.astype(np.uint8)) for mask in masks]
+    assert found.dtype == bool
+    np.testing.assert_array_equal(found, np.stack(expected))
+    annotations = [_annotation(mask, i) for i, mask in enumerate(masks)]
+    instances = lesion_instances(annotations, transforms, (90, 120))
+    assert instances.gt_classes.tolist() == [i for i, mask in enumerate(expected) if mask.any()]
+    np.testing.assert_array_equal(instances.gt_masks.tensor, found[found.any((1, 2))])
+    assert torch.equal(instances.gt_boxes.tensor, instances.gt_masks.get_bounding_boxes().tensor)
+
+
+def test_brightness_and_contrast_looked_up_are_those_computed():
+    image = np.random.default_rng(2).integers(0, 256, (60, 80), dtype=np.uint8)
+    for seed in range(4):
+        transforms = ALL.draw(np.random.default_rng(seed), image)
+        transforms = transforms + BlendTransform(12.0, 0.3, 0.7) + HFlipTransform(80) + BlendTransform(image, 0.5, 0.5)
+        np.testing.assert_array_equal(augmented(image, transforms), transforms.apply_image(image))
 
 
 def test_lesions_that_vanish_and_crowds_are_dropped(sample):

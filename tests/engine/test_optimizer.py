@@ -1,7 +1,7 @@
 """Optimisers, learning rates, clipping and mixed precision."""
 
 from d2_covid import get_config
-from d2_covid.engine.optimizer import MixedPrecision, build_lr_scheduler, build_optimizer
+from d2_covid.engine.optimizer import MixedPrecision, build_lr_scheduler, build_optimizer, clip_gradients
 from d2_covid.errors import UserError
 
 import pytest
@@ -90,6 +90,41 @@ def test_clipping(kind):
     before = model.weight.item()
     one_step(model, build_optimizer(cfg, model), scale=1e6)
     assert abs(model.weight.item() - before) == pytest.approx(0.5, rel=1e-4)
+
+
+@pytest.mark.parametrize("norm_type", [2.0, 1.0, float("inf"), None])
+def test_clipping_all_at_once_is_clipping_each(norm_type):
+    gradients = [torch.randn(3, 4) * 5, torch.randn(2) * 0.01, torch.zeros(3), torch.tensor(-7.0)]
+    expected = [nn.Parameter(torch.zeros_like(g)) for g in gradients]
+    for parameter, gradient in zip(expected, gradients):
+        parameter.grad = gradient.clone()
+        if norm_type is None:
+            nn.utils.clip_grad_value_(parameter, 0.5)
+        else:
+            nn.utils.clip_grad_norm_(parameter, 0.5, norm_type)
+    clip_gradients(gradients, 0.5, norm_type)
+    for ours, parameter in zip(gradients, expected):
+        torch.testing.assert_close(ours, parameter.grad, rtol=1e-6, atol=0)
+    clip_gradients([], 0.5, norm_type)
+
+
+def test_unknown_clipping():
+    with pytest.raises(UserError, match="CLIP_TYPE must be one of value, norm, not 'both'"):
+        cfg = config("SOLVER.CLIP_GRADIENTS.ENABLED", True, "SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "both")
+        build_optimizer(cfg, nn.Linear(1, 1))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="loss scaling needs CUDA")
+def test_scaled_gradients_are_clipped_at_their_own_size():
+    cfg = config("SOLVER.OPTIMIZER", "SGD", "SOLVER.MOMENTUM", 0.0, "SOLVER.BASE_LR", 1.0, "SOLVER.WEIGHT_DECAY", 0.0)
+    cfg.SOLVER.CLIP_GRADIENTS.ENABLED = True
+    cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE = "norm"
+    cfg.SOLVER.CLIP_GRADIENTS.CLIP_VALUE = 0.5
+    model = nn.Linear(1, 1, bias=False).cuda()
+    before = model.weight.item()
+    precision = MixedPrecision(enabled=True, dtype="float16", device="cuda")
+    precision.step(0.25 * model.weight.sum(), build_optimizer(cfg, model))
+    assert before - model.weight.item() == pytest.approx(0.25, rel=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from d2_covid import get_config
 from d2_covid.data.slice_datasets import register_slices, train_slices
 from d2_covid.data.slice_mapper import SliceMapper
 from d2_covid.engine import ranked_cache
+from d2_covid.engine.inference_model import inference_model
 from d2_covid.engine.ranked_cache import cached_task, can_cache, detector_fingerprint, ranked_rows
 from d2_covid.engine.tasks import Task
 
@@ -95,15 +96,18 @@ def test_cached_samples_give_the_numbers_of_the_whole_model(config):
     cached = cached_task(cfg, plain, model)
     assert model.training, "its mode is given back"
     model.eval()
+    evaluated = inference_model(cfg, model)
     for d in [*train_slices(cfg), *DatasetCatalog.get(cfg.DATASETS.TEST[0])]:
         whole = plain.mapper(cfg, False)(d)
         from_cache = cached.mapper(cfg, True)(d)
         assert "image" not in from_cache and from_cache["image_class"] == d["image_class"]
         with torch.no_grad():
-            (expected,), (got,) = model([whole]), model([from_cache])
+            (expected,), (got,), (trained,) = evaluated([whole]), model([from_cache]), model([whole])
         assert torch.equal(expected["ranked"].rows, from_cache["ranked_rows"])
         assert torch.equal(expected["image_logits"], got["image_logits"])
         assert torch.equal(expected["image_scores"], got["image_scores"])
+        assert torch.allclose(trained["ranked"].rows, from_cache["ranked_rows"], rtol=1e-4, atol=1e-5)
+        assert torch.allclose(trained["image_logits"], got["image_logits"], rtol=1e-4, atol=1e-5)
 
 
 def test_training_from_the_cache_is_training_with_the_detector(config):
@@ -196,6 +200,8 @@ def test_a_damaged_file_is_computed_again(config, caplog):
         (("MODEL.CLASSIFIER.NMS_THRESH", 0.5), False),
         (("MODEL.ROI_BOX_HEAD.SCORE_FUNCTION", "sigmoid"), False),
         (("MODEL.RPN.POST_NMS_TOPK_TEST", 30), False),
+        (("TEST.DTYPE", "bfloat16"), False),
+        (("TEST.FAST", False), True),
         (("INPUT.MIN_SIZE_TEST", 80), False),
     ],
 )

@@ -1,0 +1,61 @@
+"""The model that predicts: a fast copy of the one that trained, as ``TEST.FAST`` and ``TEST.DTYPE`` say."""
+
+import logging
+from pathlib import Path
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import GeneralizedRCNN
+
+from ..errors import UserError, check_choice
+from ..modeling.fast import for_inference
+
+logger = logging.getLogger(__name__)
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+"""Values of ``TEST.DTYPE``."""
+
+_BF16_FLAGS = {"amx_bf16", "avx512_bf16", "bf16"}
+
+
+def inference_model(cfg: CfgNode, model: torch.nn.Module) -> torch.nn.Module:
+    """A copy of ``model`` for prediction, in inference mode; with ``TEST.FAST`` False, or if it is no
+    ``GeneralizedRCNN``, ``model`` itself as it is.
+
+    Raises:
+        UserError: ``TEST.DTYPE`` is unknown, not for this device, or not for the plain model.
+    """
+    dtype = inference_dtype(cfg)
+    if not cfg.TEST.FAST or not isinstance(model, GeneralizedRCNN):
+        return model
+    return for_inference(model, dtype=dtype, cuda_graph=cfg.TEST.CUDA_GRAPH)
+
+
+def inference_dtype(cfg: CfgNode) -> torch.dtype:
+    """The type that ``TEST.DTYPE`` names.
+
+    Raises:
+        UserError: it is unknown, not for ``MODEL.DEVICE``, or not for the plain model.
+    """
+    name = cfg.TEST.DTYPE
+    check_choice("TEST.DTYPE", name, tuple(DTYPES))
+    if name == "float32":
+        return DTYPES[name]
+    if not cfg.TEST.FAST:
+        raise UserError(f"TEST.DTYPE {name} needs TEST.FAST True; the plain model computes in float32.")
+    if cfg.MODEL.DEVICE == "cpu":
+        if name == "float16":
+            raise UserError("TEST.DTYPE float16 (--dtype float16) is for a GPU; on a CPU use bfloat16 or float32.")
+        if not cpu_has_bfloat16():
+            logger.warning("this processor has no bfloat16 instructions: bfloat16 is slower here than float32")
+    return DTYPES[name]
+
+
+def cpu_has_bfloat16() -> bool:
+    """Whether the processor multiplies bfloat16 itself; False where that can't be told."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    flags = (line.partition(":")[2].split() for line in text.splitlines() if line.startswith(("flags", "Features")))
+    return bool(_BF16_FLAGS & set(next(flags, ())))

@@ -1,0 +1,98 @@
+"""Which copy of a model predicts and is evaluated, and what is refused."""
+
+import logging
+
+from d2_covid.engine import evaluation
+from d2_covid.engine import inference_model as module
+from d2_covid.engine.inference_model import inference_dtype, inference_model
+from d2_covid.engine.tasks import task_of
+from d2_covid.errors import UserError
+from d2_covid.modeling.fast import FastRCNN
+
+import pytest
+import torch
+from detectron2.modeling import build_model
+
+
+def test_the_fast_copy_is_the_default(tiny):
+    model = build_model(tiny())
+    assert isinstance(inference_model(tiny(), model), FastRCNN)
+    assert inference_model(tiny("TEST.FAST", False), model) is model
+
+
+def test_what_is_no_detector_stays(tiny):
+    model = torch.nn.Linear(2, 2)
+    assert inference_model(tiny(), model) is model
+
+
+def test_its_type(tiny, monkeypatch, caplog):
+    monkeypatch.setattr(module, "cpu_has_bfloat16", lambda: True)
+    cfg = tiny("TEST.DTYPE", "bfloat16")
+    assert inference_dtype(cfg) == torch.bfloat16 and not caplog.text
+    assert inference_model(cfg, build_model(cfg)).feature_dtype == torch.bfloat16
+    assert inference_dtype(tiny()) == torch.float32
+
+
+def test_a_processor_without_bfloat16_is_told_of(tiny, monkeypatch, caplog):
+    monkeypatch.setattr(module, "cpu_has_bfloat16", lambda: False)
+    with caplog.at_level(logging.WARNING):
+        assert inference_dtype(tiny("TEST.DTYPE", "bfloat16")) == torch.bfloat16
+    assert "slower" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "flags, expected",
+    [
+        ("flags\t\t: fpu avx2 avx512f avx512_bf16", True),
+        ("flags\t\t: fpu avx512f amx_bf16 amx_tile", True),
+        ("Features\t: fp asimd bf16", True),
+        ("flags\t\t: fpu avx2 avx512f", False),
+        ("", False),
+    ],
+)
+def test_what_a_processor_says_of_itself(flags, expected, monkeypatch):
+    text = f"processor\t: 0\nmodel name\t: bf16 fan club\n{flags}\n"
+    monkeypatch.setattr(module.Path, "read_text", lambda self, **options: text)
+    assert module.cpu_has_bfloat16() == expected
+
+
+def test_a_system_that_says_nothing_of_its_processor(monkeypatch):
+    def missing(self, **options):
+        raise FileNotFoundError
+
+    monkeypatch.setattr(module.Path, "read_text", missing)
+    assert not module.cpu_has_bfloat16()
+
+
+@pytest.mark.parametrize(
+    "opts, message",
+    [
+        (("TEST.DTYPE", "float64"), "TEST.DTYPE must be one of float32, bfloat16, float16"),
+        (("TEST.DTYPE", "float16"), "for a GPU"),
+        (("TEST.DTYPE", "bfloat16", "TEST.FAST", False), "TEST.FAST True"),
+    ],
+)
+def test_types_that_are_refused(opts, message, tiny):
+    with pytest.raises(UserError, match=message) as error:
+        inference_model(tiny(*opts), torch.nn.Identity())
+    assert "\n" not in str(error.value)
+
+
+def test_evaluation_is_the_same_either_way_and_leaves_the_model_alone(tiny, reference_weights, monkeypatch):
+    used = []
+    plain = evaluation.inference_on_dataset
+    monkeypatch.setattr(
+        evaluation, "inference_on_dataset", lambda model, *args: used.append(type(model)) or plain(model, *args)
+    )
+    results = []
+    for fast in (True, False):
+        cfg = tiny("TEST.FAST", fast, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0)
+        model = build_model(cfg)
+        model.load_state_dict(reference_weights)
+        model.train()
+        results.append(evaluation.flat_numbers(evaluation.evaluate(cfg, task_of(cfg), model, bootstrap=0)))
+        assert model.training
+        assert all(torch.equal(value, reference_weights[name]) for name, value in model.state_dict().items())
+    assert used == [FastRCNN, type(model)]
+    assert results[0] == pytest.approx(results[1], abs=1e-3, nan_ok=True)
+    assert any(value > 0 for value in results[0].values())

@@ -8,6 +8,7 @@ import sys
 REQUIRED = ("torch", "torchvision", "numpy", "pillow", "opencv-python-headless", "pycocotools", "fvcore", "iopath")
 EXTRA = {
     "dicom": ("pydicom", "pylibjpeg", "pylibjpeg-libjpeg", "highdicom", "nibabel", "SimpleITK"),
+    "export": ("onnx", "onnxruntime", "onnxscript"),
     "dev": ("pytest", "hypothesis", "ruff", "scikit-learn"),
 }
 # OpenCV goes by several names on PyPI; any of them serves.

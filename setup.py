@@ -41,6 +41,11 @@ EXTRAS = {
         "nibabel>=5.0",
         "SimpleITK>=2.3",
     ],
+    "export": [
+        "onnx>=1.16",
+        "onnxruntime>=1.18",
+        "onnxscript>=0.5",
+    ],
     "dev": [
         "pytest>=8",
         "pytest-xdist>=3.5",
@@ -63,7 +68,10 @@ setup(
     packages=[*find_packages(include=["d2_covid", "d2_covid.*"]), "d2_covid.configs"],
     package_dir={"d2_covid.configs": "configs"},
     py_modules=["d2_covid_entry"],
-    package_data={"d2_covid.configs": ["**/*.yaml"], "d2_covid": ["**/*.html", "**/*.json"]},
+    package_data={
+        "d2_covid.configs": ["**/*.yaml"],
+        "d2_covid": ["**/*.html", "**/*.json", "models/*.pth", "models/README.md"],
+    },
     install_requires=REQUIRES,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["d2-covid = d2_covid_entry:main"]},

@@ -29,7 +29,8 @@ def run_command(main: Callable[[], int | None]) -> int:
 def build_parser() -> argparse.ArgumentParser:
     """The parser of ``d2-covid``; each subcommand sets ``run``, which takes the parsed arguments."""
     # Here, since every tool takes run_command from this module, and few need a model.
-    from .inference import predict_command
+    from .export import command as export_command
+    from .inference import models_command, predict_command
     from .visualization import validate_command
 
     parser = argparse.ArgumentParser(
@@ -41,6 +42,12 @@ def build_parser() -> argparse.ArgumentParser:
     predict = commands.add_parser("predict", help="find lesions in images, DICOM series and volumes")
     predict_command.add_arguments(predict)
     predict.set_defaults(run=predict_command.run, parser=predict)
+    export = commands.add_parser("export", help="write a model for use without Detectron2: ONNX, or PyTorch's own")
+    export_command.add_arguments(export)
+    export.set_defaults(run=export_command.run, parser=export)
+    models = commands.add_parser("models", help="the models that ship, and what is known of each")
+    models_command.add_arguments(models)
+    models.set_defaults(run=models_command.run, parser=models)
     validate = commands.add_parser("validate", help="check a data set: errors and warnings, all at once")
     validate_command.add_arguments(validate)
     validate.set_defaults(run=validate_command.run, parser=validate)

@@ -1,7 +1,6 @@
 """Which model: a config by path or by name, or the one that the weights carry, and the names of its classes."""
 
 import difflib
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,12 +9,15 @@ import torch
 from detectron2.config import CfgNode
 
 from ..config import config_dir, get_config
+from ..data.files import sha256_of
 from ..data.lesion_masks import MASK_TYPES, require_mask_type
 from ..data.slice_lists import IMAGE_CLASSES
 from ..engine.carried_config import config_from_facts, silent_differences
 from ..engine.checkpoint import read_checkpoint
 from ..errors import UserError
 from ..modeling.backbone import truncation_of
+from .model_card import ModelCard
+from .shipped import ShippedModel, default_model, find_shipped, names_shipped, shipped_at, shipped_names, verified
 
 
 @dataclass(frozen=True)
@@ -23,8 +25,9 @@ class ModelSource:
     """A config that is ready to build, its weights named in it, and what is to be said about the two.
 
     Attributes:
-        name: of the config: its file's, or the model's own where the weights carry it.
+        name: of the shipped model; else of the config: its file's, or the model's own where the weights carry it.
         image_classes: names of the C image classes; empty for a model that doesn't classify.
+        card: what is said of a model that ships with d2_covid; None for others.
     """
 
     cfg: CfgNode
@@ -34,6 +37,7 @@ class ModelSource:
     lesion_classes: tuple[str, ...]
     image_classes: tuple[str, ...]
     warnings: tuple[str, ...]
+    card: ModelCard | None = None
 
 
 def model_names() -> list[str]:
@@ -53,7 +57,7 @@ def find_config(model: str | Path) -> Path:
     found = sorted(config_dir().glob(f"*/{Path(model).name}.yaml")) if Path(model).name == str(model) else []
     if found:
         return found[0]
-    names = model_names()
+    names = [*model_names(), *shipped_names()]
     near = difflib.get_close_matches(Path(model).stem, names, n=3) or names
     raise UserError(f"There is no model or config {model}; give the path of a yaml file, or a name: {', '.join(near)}.")
 
@@ -63,17 +67,21 @@ def resolve_model(
 ) -> ModelSource:
     """Find the config and the weights of a model.
 
-    Without a config it is the one that the weights carry, or else ``config.yaml`` beside them, which training leaves.
-    Weights are read as tensors and plain values only.
+    With neither, it is the default of the models that ship (:mod:`.shipped`). Without a config it is the one that the
+    weights carry, or else ``config.yaml`` beside them, which training leaves. Weights are read as tensors and plain
+    values only.
 
     Args:
-        weights: None: the config's ``MODEL.WEIGHTS``.
+        config: a path or the name of a config; or of a shipped model, which brings its weights.
+        weights: a path, or the name of a shipped model; None: the config's ``MODEL.WEIGHTS``.
         device: "auto": a CUDA device if there is one, else the CPU; or what PyTorch calls a device.
 
     Raises:
-        UserError: no such config or weights, neither given, a damaged or foreign file, or a device that is not there.
+        UserError: no such config or weights, a config without weights, a damaged or foreign file, or a device that is
+            not there.
     """
     device = choose_device(device)
+    config, weights, shipped = _choose_shipped(config, weights)
     cfg, name = _given_config(config)
     if weights is None and cfg is not None and cfg.MODEL.WEIGHTS:
         weights = cfg.MODEL.WEIGHTS
@@ -87,6 +95,7 @@ def resolve_model(
     warnings: tuple[str, ...] = ()
     if cfg is None:
         cfg, name = _own_config(path, facts)
+        name = shipped.name if shipped else name
     else:
         differences = silent_differences(cfg, facts)
         warnings = tuple(f"The config differs from the weights' own: {what}." for what in differences)
@@ -100,6 +109,7 @@ def resolve_model(
         lesion_classes=MASK_TYPES[cfg.DATASETS.MASK_TYPE],
         image_classes=_image_classes(cfg, facts),
         warnings=warnings,
+        card=shipped.card if shipped else None,
     )
 
 
@@ -119,20 +129,29 @@ def choose_device(device: str) -> str:
     return device
 
 
-def sha256_of(path: str | Path) -> str:
-    """SHA-256 of a file, in hexadecimal.
+def _choose_shipped(
+    config: str | Path | CfgNode | None, weights: str | Path | None
+) -> tuple[str | Path | CfgNode | None, str | Path | None, ShippedModel | None]:
+    """Config, weights and shipped model that a choice comes to; the last is None where the weights are others."""
+    if weights is None:
+        if config is None or names_shipped(config):
+            model = verified(default_model() if config is None else find_shipped(str(config)))
+            return None, model.path, model
+        return config, None, None
+    if names_shipped(config):
+        raise UserError(f"{config} is a shipped model, which brings its weights: leave out --weights, or --model.")
+    if names_shipped(weights):
+        model = verified(find_shipped(str(weights)))
+        return config, model.path, model
+    path = Path(weights)
+    if str(weights) == path.stem and not path.exists():
+        raise UserError(f"There is no file {weights}, and no shipped model of that name{_listed(shipped_names())}.")
+    model = shipped_at(path)
+    return config, weights, verified(model) if model else None
 
-    Raises:
-        UserError: it can't be read.
-    """
-    digest = hashlib.sha256()
-    try:
-        with open(path, "rb") as file:
-            while chunk := file.read(1 << 20):
-                digest.update(chunk)
-    except OSError as error:
-        raise UserError(f"Cannot read {path}: {error.strerror or error}.") from error
-    return digest.hexdigest()
+
+def _listed(names: list[str]) -> str:
+    return f"; there are {', '.join(names)}" if names else ": this copy of d2_covid ships none"
 
 
 def _given_config(config: str | Path | CfgNode | None) -> tuple[CfgNode | None, str]:
@@ -141,7 +160,7 @@ def _given_config(config: str | Path | CfgNode | None) -> tuple[CfgNode | None, 
     if isinstance(config, CfgNode):
         cfg = config.clone()
         cfg.defrost()
-        return cfg, _descriptive_name(cfg)
+        return cfg, descriptive_name(cfg)
     path = find_config(config)
     return get_config(path), path.stem
 
@@ -156,10 +175,10 @@ def _own_config(weights: Path, facts: dict[str, Any]) -> tuple[CfgNode, str]:
             f"{weights} does not say which model it holds, and no config.yaml lies beside it; give the model's config "
             f"with --model, a yaml file or a name such as {model_names()[0]}."
         )
-    return cfg, _descriptive_name(cfg)
+    return cfg, descriptive_name(cfg)
 
 
-def _descriptive_name(cfg: CfgNode) -> str:
+def descriptive_name(cfg: CfgNode) -> str:
     """A name for a config without a file, as the shipped ones are named."""
     kind = "covid_ct_mask_net" if cfg.MODEL.META_ARCHITECTURE == "CovidCTMaskNet" else "mask_rcnn"
     return f"{kind}_R_{cfg.MODEL.RESNETS.DEPTH}_{truncation_of(cfg)}_{cfg.DATASETS.MASK_TYPE}"

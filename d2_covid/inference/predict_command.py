@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from ..engine.inference_model import DTYPES
 from ..engine.seeding import seed_everything
 from .batch_run import BatchOptions, BatchRun, Progress
 from .outputs import NEEDS, choose_outputs
@@ -28,9 +29,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("inputs", nargs="+", metavar="INPUT", help="image, DICOM file, volume, folder or glob")
     parser.add_argument("-o", "--output", required=True, metavar="OUT", type=Path, help="folder for the results")
     parser.add_argument(
-        "--model", metavar="NAME|CONFIG", help="name of a shipped model, or a yaml file; default: what the weights say"
+        "--model", metavar="NAME|CONFIG", help="name of a config, or a yaml file; default: what the weights say"
     )
-    parser.add_argument("--weights", metavar="FILE", help="checkpoint, such as model_best.pth of a training run")
+    parser.add_argument(
+        "--weights",
+        metavar="NAME|FILE",
+        help="name of a shipped model (d2-covid models lists them), or a checkpoint, such as model_best.pth of a "
+        "training run; default: the lesion model that ships",
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 (default: auto)")
     parser.add_argument(
         "--save", metavar="LIST", help=f"of {','.join(NEEDS)} (default: all that the input and the installation allow)"
@@ -46,6 +52,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--window", type=float, nargs=2, metavar=("LEVEL", "WIDTH"), help="in Hounsfield units (default: -600 1500)"
     )
     parser.add_argument("--batch-size", type=int, metavar="N", help="slices to a pass (default: 4 on a CPU, else 8)")
+    parser.add_argument(
+        "--dtype",
+        choices=tuple(DTYPES),
+        help="type of the features: bfloat16 is faster where the processor has it, and results differ a little; "
+        "float16 is for a GPU (default: what the model says, float32)",
+    )
     parser.add_argument(
         "--keep-tags", nargs="+", default=[], metavar="TAG", help="DICOM keywords to copy to the outputs: PatientID ..."
     )
@@ -74,6 +86,7 @@ def _run(args: argparse.Namespace) -> int:
         score_threshold=args.score_threshold,
         window=None if args.window is None else tuple(args.window),
         batch_size=args.batch_size,
+        dtype=args.dtype,
     )
     options = BatchOptions(
         save=save,
@@ -87,6 +100,8 @@ def _run(args: argparse.Namespace) -> int:
     with _Bar() as bar:
         for warning in predictor.source.warnings:
             bar.say(f"warning: {warning}")
+        if card := predictor.source.card:
+            bar.say(f"model: {card.name}, which ships with d2_covid. {card.limits_line}")
         batch = BatchRun(predictor, args.inputs, args.output, options, report=bar.say, progress=bar)
         status = batch.run()
     if batch.rows:

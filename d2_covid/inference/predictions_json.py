@@ -32,12 +32,16 @@ def schema() -> dict[str, Any]:
 def model_facts(predictor: Predictor) -> dict[str, Any]:
     """Which model, and how it was asked."""
     cfg, source = predictor.cfg, predictor.source
+    card = source.card
     return {
         "name": source.name,
         "meta_architecture": cfg.MODEL.META_ARCHITECTURE,
         "mask_type": cfg.DATASETS.MASK_TYPE,
         "weights": source.weights.name,
         "weights_sha256": source.weights_sha256,
+        "shipped": None
+        if card is None
+        else {"name": card.name, "limits": card.limits_line, "licence": card.licence.weights},
         "lesion_classes": list(predictor.lesion_classes),
         "image_classes": list(predictor.image_classes),
         "score_threshold": predictor.score_threshold,

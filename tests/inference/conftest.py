@@ -1,9 +1,13 @@
 """Small models for prediction: real ones with few channels, and one that finds what a test can work out by itself."""
 
+import shutil
+
 from d2_covid import get_config
 from d2_covid.engine.carried_config import carried_facts
 from d2_covid.engine.checkpoint import model_facts, write_checkpoint
+from d2_covid.inference import shipped
 from d2_covid.inference.predictor import Predictor
+from d2_covid.zoo.shipping import CompareOn, ship
 
 import numpy as np
 import pytest
@@ -60,6 +64,70 @@ def lesion_weights(make_weights):
 def classifier_weights(make_weights):
     """A tiny classifier with masks."""
     return make_weights(CLASSIFIER, "MODEL.MASK_ON", "True")
+
+
+def card_facts() -> dict:
+    """What a person has to say of a model."""
+    source = {"name": "discs", "url": "https://example.org", "used": "all", "terms": "none", "citation": "nobody"}
+    return {
+        "summary": "Finds discs.",
+        "intended_use": "Tests.",
+        "not_intended_use": "Anything else.",
+        "limits": ["Random weights: it knows nothing.", "Small."],
+        "training": {"recipe": "none", "command": "none", "data": [source]},
+        "licence": {"weights": "Any use.", "reason": "Nothing was learned."},
+    }
+
+
+@pytest.fixture(scope="session")
+def make_classifier(tmp_path_factory):
+    """``make_classifier(lesion_checkpoint, change=...)`` gives the checkpoint of a tiny classifier on that detector,
+    trained so far that ``change(state)`` happened to its tensors."""
+
+    def make(lesion, change=lambda state: None):
+        cfg = get_config(CLASSIFIER, TINY)
+        torch.manual_seed(3)
+        state = build_model(cfg).state_dict()
+        state |= {name: tensor for name, tensor in torch.load(lesion)["model"].items() if name in state}
+        change(state)
+        path = tmp_path_factory.mktemp("classifier") / "model_best.pth"
+        facts = model_facts(cfg, classifier=True) | carried_facts(cfg)
+        write_checkpoint(path, {"model": state, "d2_covid": facts})
+        return path
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def few_slices() -> CompareOn:
+    """Two slices of noise."""
+    slices = np.random.default_rng(0).integers(0, 255, (2, 48, 56), np.uint8)
+    return CompareOn(list(slices), "noise")
+
+
+@pytest.fixture(scope="session")
+def tiny_store(make_weights, make_classifier, few_slices, tmp_path_factory):
+    """A folder of two models that ship, ``tiny_lesion`` and ``tiny_classifier``; not to be changed.
+
+    ``tiny_store.parent`` has the checkpoints that they were made of, ``lesion.pth`` and ``classifier.pth``.
+    """
+    folder = tmp_path_factory.mktemp("shipped")
+    lesion, store = folder / "lesion.pth", folder / "models"
+    # What random weights find scores little.
+    lesion.write_bytes(make_weights(LESION, "TEST.UNION_SCORE_THRESH", "0.05").read_bytes())
+    (folder / "classifier.pth").write_bytes(make_classifier(lesion).read_bytes())
+    ship("tiny_lesion", lesion, card_facts(), store, compare_on=few_slices)
+    ship("tiny_classifier", folder / "classifier.pth", card_facts(), store, base="tiny_lesion", compare_on=few_slices)
+    return store
+
+
+@pytest.fixture
+def ships(tiny_store, tmp_path, monkeypatch):
+    """A copy of :func:`tiny_store`, which ships for the length of a test."""
+    store = tmp_path / "ships"
+    shutil.copytree(tiny_store, store)
+    monkeypatch.setattr(shipped, "store_dir", lambda: store)
+    return store
 
 
 class KnownModel(torch.nn.Module):

@@ -10,7 +10,7 @@ from pathlib import Path
 import d2_covid_entry
 from d2_covid.cli import main
 from d2_covid.data import files
-from d2_covid.inference import predict_command
+from d2_covid.inference import predict_command, shipped
 from d2_covid.inference.batch_run import BatchOptions, BatchRun, Progress
 from d2_covid.inference.predictor import Predictor
 from d2_covid.inference.summary_table import SummaryRow, printed_table
@@ -147,7 +147,8 @@ def test_what_can_not_start(predict, folder, arguments, message, capsys):
         (["--model", "no_model", "--weights", "no.pth"], "no_model"),
     ],
 )
-def test_a_model_that_is_not_there(options, message, folder, tmp_path, capsys):
+def test_a_model_that_is_not_there(options, message, folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(shipped, "store_dir", lambda: tmp_path / "nothing")
     assert main(["predict", str(folder), "-o", str(tmp_path / "out"), *options]) == 2
     err = capsys.readouterr().err
     assert message in err and err.count("\n") == 1 and not (tmp_path / "out").exists()

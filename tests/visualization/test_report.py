@@ -36,7 +36,9 @@ _spec.loader.exec_module(browser_module)
 
 def predictor(masks=True, classifier=True):
     """What the report asks of a predictor."""
-    source = SimpleNamespace(name="tiny <model>", weights_sha256="0123456789abcdef" * 4, weights=Path("best.pth"))
+    source = SimpleNamespace(
+        name="tiny <model>", weights_sha256="0123456789abcdef" * 4, weights=Path("best.pth"), card=None
+    )
     return SimpleNamespace(
         cfg=get_config("segmentation/mask_rcnn_R_18_T1_FPN.yaml", ["MODEL.DEVICE", "cpu"]),
         source=source,

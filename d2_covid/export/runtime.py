@@ -1,0 +1,265 @@
+"""Runs a model that `d2-covid export` wrote, with NumPy and ONNX Runtime alone (a .pt2 file: PyTorch and torchvision).
+
+    python run.py SLICE.png [SLICE.npy ...] [-o FOLDER]
+
+or, from Python:
+
+    from run import Session
+    session = Session("model.onnx")           # model.json lies beside it
+    result = session(slice_u8)                # (H, W) uint8, a lung window; session.gray(hounsfield) makes it
+    result.boxes, result.scores, result.masks, result.image_scores
+
+A slice may be a PNG or another image file (that needs Pillow), or a .npy array: uint8 gray, or Hounsfield units of any
+other type. Row 0 is the most anterior, column 0 at the patient's right. Research use only: not a medical device.
+"""
+
+import argparse
+import hashlib
+import json
+import sys
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Result:
+    """What was found on one slice, in descending score, in the slice's own pixels.
+
+    Attributes:
+        boxes: (R, 4) float32, x0, y0, x1, y1.
+        scores: (R,) float32.
+        classes: (R,) int64, indices into ``lesion_classes`` of model.json.
+        masks: (R, H, W) bool; None from a model without masks.
+        soft_masks: (R, M, M) float32 probabilities over the boxes; None likewise.
+        image_scores: (C,) float32, of ``image_classes``; None from a model that does not classify.
+        raw: what the graph itself gave, by name.
+    """
+
+    boxes: np.ndarray
+    scores: np.ndarray
+    classes: np.ndarray
+    masks: "np.ndarray | None"
+    soft_masks: "np.ndarray | None"
+    image_scores: "np.ndarray | None"
+    raw: dict
+
+
+class Session:
+    """A model, loaded once and called often.
+
+    Args:
+        path: the model's file, or the folder that holds it and model.json.
+        threads: of the computation; None: as many as the library takes.
+    """
+
+    def __init__(self, path, threads=None):
+        path = Path(path)
+        folder = path if path.is_dir() else path.parent
+        self.info = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+        file = folder / self.info["file"] if path.is_dir() else path
+        if hashlib.sha256(file.read_bytes()).hexdigest() != self.info["sha256"]:
+            raise ValueError(f"{file} is not the file that {folder / 'model.json'} describes; export it again")
+        self.names = [output["name"] for output in self.info["outputs"]]
+        self._compute = (_torch_program if file.suffix == ".pt2" else _onnx_session)(file, threads)
+
+    def __call__(self, slice_u8):
+        """Find lesions on a slice, (H, W) uint8. The part "dense" gives ``raw`` alone."""
+        slice_u8 = np.asarray(slice_u8)
+        if slice_u8.ndim != 2 or slice_u8.dtype != np.uint8:
+            raise ValueError(f"a slice is an (H, W) uint8 array, not {slice_u8.shape} {slice_u8.dtype}")
+        image = self.prepare(slice_u8)
+        raw = self.compute(image[None])
+        if self.info["part"] == "dense":
+            nothing = np.zeros((0, 4), np.float32)
+            return Result(nothing, nothing[:, 0], np.zeros(0, np.int64), None, None, None, raw)
+        return self.finish(raw, image.shape, slice_u8.shape)
+
+    def gray(self, hounsfield):
+        """Hounsfield units as the gray that the model was made for: (H, W) uint8."""
+        window = self.info["preprocessing"]["window"]
+        return window_to_gray(hounsfield, window["level"], window["width"])
+
+    def prepare(self, slice_u8):
+        """A slice in the size that the graph takes: (h, w) uint8."""
+        size = self.info["preprocessing"]["size"]
+        return resize(slice_u8, *network_size(*slice_u8.shape, size["shortest_edge"], size["longest_edge_at_most"]))
+
+    def compute(self, images):
+        """The graph alone: (N, h, w) uint8 to its outputs by name."""
+        if not takes(self.info["input"], images.shape):
+            raise ValueError(f"this model takes images as model.json's \"input\" says, not {list(images.shape)}")
+        return dict(zip(self.names, self._compute(np.ascontiguousarray(images))))
+
+    def finish(self, raw, network_shape, slice_shape, image=0):
+        """The outputs of one image of a batch as a :class:`Result` in the pixels of its slice."""
+        found = raw["image_index"] == image
+        height, width = slice_shape
+        scale = np.array([width / network_shape[1], height / network_shape[0]] * 2, np.float32)
+        boxes = raw["boxes"][found] * scale
+        boxes = np.clip(boxes, 0, np.array([width, height] * 2, np.float32))
+        kept = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+        found[found] = kept
+        boxes = boxes[kept]
+        masks = soft = None
+        if "masks" in raw:
+            soft = raw["masks"][found]
+            masks = paste_masks(soft, boxes, height, width, self.info["thresholds"]["mask"])
+        scores = raw["image_scores"][image] if "image_scores" in raw else None
+        return Result(boxes, raw["scores"][found], raw["classes"][found], masks, soft, scores, raw)
+
+
+def takes(info, shape):
+    """Whether images of a shape (N, h, w) are what ``input`` of model.json asks for."""
+    if any(isinstance(want, int) and want != got for want, got in zip(info["shape"], shape)):
+        return False
+    least, most = info["bounds"]["shortest_edge"], info["bounds"]["longest_edge"]
+    return least <= min(shape[1:]) and max(shape[1:]) <= most and shape[0] <= info["bounds"]["batch"]
+
+
+def window_to_gray(hounsfield, level, width):
+    """Hounsfield units to uint8 gray: linear inside the window, halves round up; what is not a number is air."""
+    gray = (np.asarray(hounsfield, dtype=np.float64) - (level - width / 2)) * (255 / width)
+    return np.floor(np.clip(np.nan_to_num(gray, nan=0.0), 0, 255) + 0.5).astype(np.uint8)
+
+
+def network_size(height, width, shortest_edge, longest_edge_at_most):
+    """Height and width that a slice is resized to: its shorter edge to a fixed length, its longer one bounded."""
+    if shortest_edge <= 0:
+        return height, width
+    scale = shortest_edge / min(height, width)
+    height, width = (shortest_edge, scale * width) if height < width else (scale * height, shortest_edge)
+    if max(height, width) > longest_edge_at_most:
+        scale = longest_edge_at_most / max(height, width)
+        height, width = height * scale, width * scale
+    return int(height + 0.5), int(width + 0.5)
+
+
+def resize(image, height, width):
+    """A uint8 image in another size, byte for byte as Pillow's ``resize(..., BILINEAR)`` makes it.
+
+    A triangle filter, as wide as the reduction asks for, along the rows and then along the columns; weights in
+    units of 2**-22, and each of the two results rounded to a byte.
+    """
+    for axis, length in ((1, width), (0, height)):
+        if image.shape[axis] != length:
+            weights = _resize_weights(image.shape[axis], length)
+            values = image.astype(np.float64)  # holds every sum of such products exactly
+            values = values @ weights.T if axis else weights @ values
+            image = np.clip(np.floor((values + 2**21) / 2**22), 0, 255).astype(np.uint8)
+    return image
+
+
+@lru_cache(maxsize=16)
+def _resize_weights(before, after):
+    scale = before / after
+    reach = max(scale, 1.0)
+    weights = np.zeros((after, before))
+    for index in range(after):
+        center = (index + 0.5) * scale
+        first = max(int(center - reach + 0.5), 0)
+        last = min(int(center + reach + 0.5), before)
+        distance = np.abs((np.arange(first, last) - center + 0.5) / reach)
+        row = np.clip(1 - distance, 0, None)
+        weights[index, first:last] = np.floor(row / row.sum() * 2**22 + 0.5)
+    return weights
+
+
+def paste_masks(masks, boxes, height, width, threshold=0.5):
+    """Masks over their boxes as masks of the slice.
+
+    A pixel is inside if the mask's probability at its center, interpolated linearly between the centers of its cells
+    (zeros around them), is at least the threshold.
+
+    Args:
+        masks: (R, M, M) float32; boxes: (R, 4), not empty, in the slice.
+
+    Returns:
+        (R, height, width) bool.
+    """
+    pasted = np.zeros((len(masks), height, width), dtype=bool)
+    for mask, box, out in zip(masks, boxes, pasted):
+        left, top = np.maximum(np.floor(box[:2]).astype(int) - 1, 0)
+        right, bottom = np.minimum(np.ceil(box[2:]).astype(int) + 1, (width, height))
+        across = _cell_weights(left, right, box[0], box[2], mask.shape[1])
+        down = _cell_weights(top, bottom, box[1], box[3], mask.shape[0])
+        np.greater_equal(down @ mask @ across.T, threshold, out=out[top:bottom, left:right])
+    return pasted
+
+
+def _cell_weights(first, last, start, end, cells):
+    """How much of each of a mask's cells a pixel takes along one axis: (last - first, cells)."""
+    pixels = np.arange(first, last, dtype=np.float32) + np.float32(0.5)
+    place = (pixels - start) / (end - start) * np.float32(cells) - np.float32(0.5)
+    distance = np.abs(place[:, None] - np.arange(cells, dtype=np.float32))
+    return np.clip(1 - distance, 0, None)
+
+
+def _onnx_session(file, threads):
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    if threads:
+        options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    return lambda images: session.run(None, {"image": images})
+
+
+def _torch_program(file, threads):
+    import torch
+    import torchvision  # noqa: F401  (brings the operators that the program calls)
+
+    if threads:
+        torch.set_num_threads(threads)
+    program = torch.export.load(str(file)).module()
+
+    def compute(images):
+        with torch.no_grad():
+            return [output.numpy() for output in program(torch.from_numpy(images))]
+
+    return compute
+
+
+def read_slice(path, session):
+    """A slice from a .npy array or an image file: (H, W) uint8."""
+    if Path(path).suffix == ".npy":
+        array = np.load(path, allow_pickle=False)
+        return array if array.dtype == np.uint8 else session.gray(array)
+    from PIL import Image
+
+    with Image.open(path) as image:
+        if image.mode.startswith("I"):
+            return ((np.asarray(image).astype(np.int64) + 128) // 257).astype(np.uint8)
+        return np.array(image if image.mode == "L" else image.convert("RGB").convert("L"))
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Run an exported d2_covid model. Not a medical device.")
+    parser.add_argument("slices", nargs="+", metavar="SLICE", help=".png, another image file, or .npy")
+    parser.add_argument("--model", default=Path(__file__).parent, help="the model's folder (default: this file's)")
+    parser.add_argument("--score", type=float, help="least score to print (default: model.json's)")
+    parser.add_argument("-o", "--output", type=Path, help="folder for a .npz file of each slice")
+    args = parser.parse_args()
+    session = Session(args.model)
+    info = session.info
+    least = info["thresholds"]["lesion_score"] if args.score is None else args.score
+    for path in args.slices:
+        result = session(read_slice(path, session))
+        print(path)
+        for number in np.flatnonzero(result.scores >= least):
+            box = " ".join(f"{value:.1f}" for value in result.boxes[number])
+            area = "" if result.masks is None else f", {int(result.masks[number].sum())} pixels"
+            print(f"  {info['lesion_classes'][result.classes[number]]} {result.scores[number]:.3f} at {box}{area}")
+        if result.image_scores is not None:
+            print("  " + ", ".join(f"{n} {s:.3f}" for n, s in zip(info["image_classes"], result.image_scores)))
+        if args.output:
+            args.output.mkdir(parents=True, exist_ok=True)
+            kept = {k: v for k, v in vars(result).items() if v is not None and k != "raw"}
+            np.savez_compressed(args.output / f"{Path(path).stem}.npz", **kept)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

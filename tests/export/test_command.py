@@ -1,0 +1,104 @@
+"""``d2-covid export`` from the command line's side."""
+
+import json
+
+from d2_covid import cli
+from d2_covid.export import check, command, model
+
+import numpy as np
+import pytest
+from PIL import Image
+
+
+@pytest.fixture
+def run(lesion_weights, tmp_path, capsys):
+    """``run(*arguments)`` gives exit status, stdout and stderr; the files go to ``tmp_path / "out"``."""
+
+    def call(*arguments) -> tuple[int, str, str]:
+        weights = () if "--weights" in arguments else ("--weights", str(lesion_weights))
+        status = cli.main(["export", *weights, "-o", str(tmp_path / "out"), *map(str, arguments)])
+        return status, *capsys.readouterr()
+
+    return call
+
+
+def test_writes_checks_and_says_so(run, phantom, tmp_path):
+    Image.fromarray(phantom).save(tmp_path / "one.png")
+    status, out, err = run("--format", "pt2", "--part", "dense", "--check", tmp_path / "one.png")
+    assert status == 0 and not err, err
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"model.pt2", "model.json", "run.py"}
+    info = json.loads((tmp_path / "out" / "model.json").read_text(encoding="utf-8"))
+    assert info["check"]["passed"] and [s["name"] for s in info["check"]["slices"]] == ["one.png", "phantom", "black"]
+    assert out.splitlines()[-1].startswith(f"{tmp_path / 'out' / 'model.pt2'}: mask_rcnn_R_18_T1_merge, dense")
+
+
+def test_a_difference_is_exit_status_1(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(check, "SCORE_TOLERANCE", -1.0)
+    status, out, err = run("--format", "pt2", "--part", "dense", "--batch", "1", "--height", "64", "--width", "64")
+    assert status == 1 and err.startswith("error: ") and err.count("\n") == 1
+    info = json.loads((tmp_path / "out" / "model.json").read_text(encoding="utf-8"))
+    assert not info["check"]["passed"] and info["input"]["shape"] == [1, 96, 96]
+
+
+def test_threshold_is_part_of_the_graph(run, monkeypatch, tmp_path):
+    seen = {}
+
+    def stop(built, source, options):
+        seen["threshold"] = built.roi_heads.box_predictor.test_score_thresh
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "export_model", stop)
+    assert run("--score-threshold", "0.5")[0] == 130
+    assert np.float32(seen["threshold"]) < 0.5 and seen["threshold"] == pytest.approx(0.5, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (("--weights", "nothing.pth"), "nothing.pth"),
+        (("--check", "nothing.png"), "nothing.png: no such file"),
+        (("--batch", "0"), "--batch must be dynamic"),
+        (("--batch", "all"), "--batch must be dynamic"),
+        (("--height", "0", "--width", "0"), "--height and --width must be 1 or more"),
+        (("--height", "50", "--width", "5000"), "edges can be from 65 to 4096"),
+        (("--score-threshold", "2"), "--score-threshold must be from 0 to 1"),
+    ],
+)
+def test_bad_arguments_are_one_line(run, tmp_path, arguments, message):
+    status, _, err = run(*arguments)
+    assert status == 2 and err.startswith("error: ") and message in err and err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("arguments", [("--height", "512"), ("--format", "tflite"), ("--part", "half")])
+def test_bad_usage(run, arguments):
+    with pytest.raises(SystemExit) as end:
+        run(*arguments)
+    assert end.value.code == 2
+
+
+@pytest.mark.parametrize("package", ["onnx", "onnxscript", "onnxruntime"])
+def test_a_missing_package_is_said_with_the_command(run, without, tmp_path, package):
+    with without(package):
+        status, _, err = run()
+    assert status == 2 and err.count("\n") == 1
+    assert package in err and "pip install 'd2_covid[export]'" in err and not (tmp_path / "out").exists()
+
+
+def test_several_levels_ask_for_a_size(run, make_weights):
+    status, _, err = run("--weights", str(make_weights("segmentation/mask_rcnn_R_50_FPN.yaml")))
+    assert status == 2 and "give --height and --width" in err and err.count("\n") == 1
+
+
+def test_what_lies_there_stays_if_writing_fails(run, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "model.json").write_text("earlier")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(model, "write_json", lambda *a: full())
+    with pytest.raises(OSError):
+        model.ExportedModel(b"x", {"file": "model.onnx"}).write(out)
+    assert (out / "model.json").read_text() == "earlier" and (out / "model.onnx").read_bytes() == b"x"

@@ -1,0 +1,68 @@
+"""The NumPy that runs an exported model, beside the libraries that the model itself uses."""
+
+import ast
+import sys
+
+from d2_covid.data.preprocessing import window_to_uint8
+from d2_covid.export import runtime
+
+import numpy as np
+import pytest
+import torch
+from detectron2.data.transforms import ResizeShortestEdge
+from detectron2.layers.mask_ops import paste_masks_in_image
+from PIL import Image
+
+
+@pytest.mark.parametrize("edge", [64, 150, 384])
+def test_resize_is_pillows_to_the_byte(edge):
+    rng = np.random.default_rng(edge)
+    for _ in range(12):
+        height, width = rng.integers(40, 400, 2)
+        # Pillow 13 begins with the columns of images that are more than twice as high as wide; no slice is.
+        height = min(height, 2 * width - 40)
+        image = rng.integers(0, 256, (height, width), dtype=np.uint8)
+        size = runtime.network_size(height, width, edge, 2 * edge)
+        expected = np.asarray(Image.fromarray(image).resize(size[::-1], Image.BILINEAR))
+        np.testing.assert_array_equal(runtime.resize(image, *size), expected)
+
+
+def test_network_size_is_detectron2s():
+    for height, width in np.random.default_rng(0).integers(10, 3000, (500, 2)).tolist():
+        expected = ResizeShortestEdge.get_output_shape(height, width, 512, 1024)
+        assert runtime.network_size(height, width, 512, 1024) == tuple(expected)
+    assert runtime.network_size(300, 200, 0, 1024) == (300, 200)
+
+
+def test_window_is_the_packages():
+    hounsfield = np.append(np.random.default_rng(0).uniform(-2000, 2000, 1000), [np.nan, np.inf, -np.inf, -1350, 150])
+    np.testing.assert_array_equal(
+        runtime.window_to_gray(hounsfield, -600, 1500), window_to_uint8(hounsfield, -600, 1500)
+    )
+
+
+@pytest.mark.parametrize("soft", [True, False])
+def test_masks_are_pasted_as_detectron2_does(soft):
+    rng = np.random.default_rng(4)
+    corners = rng.uniform(-5, 110, (60, 2))
+    boxes = np.clip(np.concatenate((corners, corners + rng.uniform(0.2, 70, (60, 2))), 1), 0, [130, 100] * 2)
+    boxes = boxes[(boxes[:, 2:] > boxes[:, :2]).all(1)].astype(np.float32)
+    masks = rng.uniform(0, 1, (len(boxes), 28, 28)).astype(np.float32)
+    masks = masks if soft else (masks > 0.4).astype(np.float32)
+    expected = paste_masks_in_image(torch.from_numpy(masks), torch.from_numpy(boxes), (100, 130)).numpy()
+    found = runtime.paste_masks(masks, boxes, 100, 130)
+    assert expected.sum() > 10_000
+    assert (found != expected).sum() <= expected.sum() / 10_000
+    assert runtime.paste_masks(masks[:0], boxes[:0], 100, 130).shape == (0, 100, 130)
+
+
+def test_needs_numpy_alone_to_be_imported():
+    tree = ast.parse(open(runtime.__file__, encoding="utf-8").read())
+    names = set()
+    for node in tree.body:
+        if isinstance(node, ast.Import):
+            names |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0
+            names.add(node.module.partition(".")[0])
+    assert names - set(sys.stdlib_module_names) == {"numpy"}

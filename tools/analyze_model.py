@@ -11,33 +11,17 @@ from d2_covid.cli import run_command
 from d2_covid.config import config_dir
 from d2_covid.modeling.backbone import truncation_of
 from d2_covid.modeling.complexity import count_flops, count_parameters, fpn_input_surplus
+from d2_covid.zoo.paper_figures import size_of
 
 from detectron2.modeling import build_model
 from tabulate import tabulate
 
-# The paper's Table 1, millions of parameters: (total, trainable).
-PAPER = {
-    "mask_rcnn_R_50_FPN": (31.78, None),
-    "mask_rcnn_R_18_full_FPN": (14.52, None),
-    "mask_rcnn_R_18_T1_FPN": (6.12, None),
-    "mask_rcnn_R_18_T2_FPN": (4.02, None),
-    "mask_rcnn_R_34_full_FPN": (24.63, None),
-    "mask_rcnn_R_34_T1_FPN": (11.45, None),
-    "mask_rcnn_R_34_T2_FPN": (4.68, None),
-    "covid_ct_mask_net_R_50_FPN": (34.14, 2.36),
-    "covid_ct_mask_net_R_18_full_FPN": (14.75, 0.6),
-    "covid_ct_mask_net_R_18_T1_FPN": (6.35, 0.6),
-    "covid_ct_mask_net_R_18_T2_FPN": (4.25, 0.6),
-    "covid_ct_mask_net_R_34_full_FPN": (24.86, 0.6),
-    "covid_ct_mask_net_R_34_T1_FPN": (11.74, 0.6),
-    "covid_ct_mask_net_R_34_T2_FPN": (4.92, 0.6),
-}
 TOLERANCE = 0.011  # the paper gives two decimals, and truncates some
 
 
 def _difference(name: str, total: float, with_512: float | None, with_masks: float) -> str:
     """Why the paper's total for ``name`` differs from ``total`` (both in millions), or an empty string."""
-    paper = PAPER.get(name, (None, None))[0]
+    paper = None if size_of(name) is None else size_of(name).total
     if paper is None or abs(paper - total) < TOLERANCE:
         return ""
     if with_512 is not None and abs(paper - with_512) < TOLERANCE:
@@ -60,7 +44,8 @@ def analyze(config_file: Path, size: int, opts: Sequence[str]) -> list:
         cfg.MODEL.MASK_ON = True
         with_masks = count_parameters(build_model(cfg))[0] / 1e6
     flops = count_flops(model, size)
-    paper_total, paper_trainable = PAPER.get(config_file.stem, (None, None))
+    paper = size_of(config_file.stem)
+    paper_total, paper_trainable = (None, None) if paper is None else (paper.total, paper.trainable)
     return [
         config_file.stem,
         f"{total:.2f}",

@@ -1,0 +1,353 @@
+"""What has to run for the tables: preparations and trainings, as the commands that a user would type."""
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from detectron2.config import CfgNode
+
+from ..config import get_config
+from ..engine.checkpoint import FINAL
+from ..engine.setup import choose_device
+from ..engine.weights import SCHEME
+from ..errors import UserError
+from .models import CLASSIFICATION, MODELS, SEGMENTATION, TableModel
+from .sources import ClassSet, LesionSet
+
+TABLE_OF = {SEGMENTATION: 2, CLASSIFICATION: 3}
+LESION_SET, CLASS_SET = "cncb", "covidx_ct"
+IMAGENET = "imagenet"
+
+# Set by the options that say the same, or by the tables' own needs.
+_RESERVED = ("SEED", "OUTPUT_DIR", "MODEL.WEIGHTS", "MODEL.DEVICE", "DATASETS.", "SOLVER.EPOCHS")
+# Changes no result.
+_FREE = "DATALOADER.NUM_WORKERS"
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the user chose, beside the data.
+
+    Args:
+        output: folder for everything.
+        models, seeds: a training of each model with each seed.
+        recipe: "paper" or "tuned".
+        epochs, classifier_epochs: passes over the training slices; None as in the recipe.
+        init: starting weights of each Mask R-CNN: "" for none, "imagenet", or a checkpoint.
+        weights_dir: folder of trained Mask R-CNNs for the classifiers; None: those that are trained here.
+        device: ``MODEL.DEVICE``; None for what there is.
+        overrides: ``KEY VALUE ...`` for every training.
+        phantoms: the data are phantoms.
+    """
+
+    output: Path
+    models: tuple[TableModel, ...]
+    seeds: tuple[int, ...] = (0,)
+    recipe: str = "paper"
+    epochs: int | None = None
+    classifier_epochs: int | None = None
+    init: str = ""
+    weights_dir: Path | None = None
+    device: str | None = None
+    overrides: tuple[str, ...] = ()
+    phantoms: bool = False
+
+    def __post_init__(self) -> None:
+        if len(self.overrides) % 2:
+            raise UserError(f"Config overrides come as KEY VALUE ..., and {self.overrides[-1]!r} has no partner.")
+        for key in self.overrides[::2]:
+            if key.startswith(_RESERVED):
+                raise UserError(
+                    f"{key} is set by the tables themselves; see --seeds, --epochs, --classifier-epochs, --init, "
+                    "--weights-dir, --device and --output."
+                )
+        for name, epochs in (("--epochs", self.epochs), ("--classifier-epochs", self.classifier_epochs)):
+            if epochs is not None and epochs < 1:
+                raise UserError(f"{name} is {epochs}; it takes 1 or more.")
+        if any(seed < 0 for seed in self.seeds):
+            raise UserError(f"--seeds {min(self.seeds)}: seeds are 0 or more, so that runs repeat.")
+
+    @property
+    def deciding_overrides(self) -> str:
+        """The overrides that bear on results."""
+        pairs = zip(self.overrides[::2], self.overrides[1::2], strict=True)
+        return " ".join(f"{key} {value}" for key, value in pairs if key != _FREE)
+
+    @property
+    def data(self) -> Path:
+        """``$DETECTRON2_DATASETS`` of all runs."""
+        return self.output / "data"
+
+    def departures(self, kind: str) -> list[str]:
+        """In what the choices are not the paper's, as sentences; a classifier's include those of its Mask R-CNN."""
+        found = []
+        if self.phantoms:
+            found.append("the data are phantoms, generated pictures: nothing here says how a model does on people")
+        if self.recipe != "paper":
+            found.append(f"the {self.recipe} recipe, not the paper's")
+        if self.epochs is not None:
+            found.append(f"epochs of each Mask R-CNN: {self.epochs}, set by --epochs")
+        if self.classifier_epochs is not None and kind == CLASSIFICATION:
+            found.append(f"epochs of each classifier: {self.classifier_epochs}, set by --classifier-epochs")
+        if self.deciding_overrides:
+            found.append(f"config overrides: {self.deciding_overrides}")
+        return found
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training and the evaluation at its end: one command.
+
+    Args:
+        kind: "segmentation" or "classification".
+        overrides: ``KEY VALUE ...`` of its config, output folder apart.
+        folder: its ``OUTPUT_DIR``.
+        dataset: that it is evaluated on.
+        detector: of a classifier, the checkpoint that it starts from.
+    """
+
+    kind: str
+    model: TableModel
+    seed: int
+    config_file: Path
+    overrides: tuple[str, ...]
+    folder: Path
+    dataset: str
+    training_slices: int
+    test_slices: int
+    detector: Path | None = None
+
+    @property
+    def name(self) -> str:
+        """In words; unique."""
+        what = "Mask R-CNN" if self.kind == SEGMENTATION else "COVID-CT-Mask-Net"
+        return f"{what} {self.model.name}, seed {self.seed}"
+
+    @property
+    def final(self) -> Path:
+        """The checkpoint at the end, which is the one that is evaluated."""
+        return self.folder / FINAL
+
+    @property
+    def results(self) -> Path:
+        """``results.json`` of the evaluation."""
+        return self.folder / "inference" / self.dataset / "results.json"
+
+    def config(self) -> CfgNode:
+        """Its config, on the device that there is."""
+        opts = [*self.overrides, "OUTPUT_DIR", str(self.folder)]
+        cfg = get_config(self.config_file, opts)
+        choose_device(cfg, opts)
+        return cfg
+
+    def inputs(self) -> list[Any]:
+        """Plain values that decide what comes out."""
+        cfg = get_config(self.config_file, self.overrides)
+        cfg.MODEL.DEVICE, cfg.DATALOADER.NUM_WORKERS = "", 0  # change no result
+        return [self.kind, self.model.name, self.seed, cfg.dump()]
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """A data set to prepare: arguments of a script in ``datasets/``.
+
+    Args:
+        inputs: plain values that decide what comes out.
+        outputs: files that are there when it is done.
+    """
+
+    name: str
+    script: str
+    arguments: tuple[str, ...]
+    inputs: list[Any]
+    outputs: tuple[Path, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that is to be done, in order.
+
+    Args:
+        settings: of each kind of run, by name: what all runs in one output folder must share.
+    """
+
+    options: Options
+    preparations: list[Preparation]
+    runs: list[Run]
+    lesions: LesionSet | None
+    classes: ClassSet | None
+    settings: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def departures(self, kind: str) -> list[str]:
+        """In what a table will not be the paper's experiment, as sentences."""
+        found = self.options.departures(kind)
+        if self.lesions is not None and SEGMENTATION in self.settings:
+            found += self.lesions.departures
+        return found + (self.classes.departures if kind == CLASSIFICATION else [])
+
+
+def make_plan(options: Options, tables: Sequence[int], lesions: LesionSet | None, classes: ClassSet | None) -> Plan:
+    """Plan the runs of Table 2, of Table 3, or of both.
+
+    Table 3 needs trained Mask R-CNNs: those of ``--weights-dir``, else those that Table 2's runs leave in the same
+    output folder, which are planned too where there are lesions to train on.
+
+    Raises:
+        UserError: data or weights that a table needs are not there.
+    """
+    if 2 in tables and lesions is None:
+        raise UserError("Table 2 trains on lesion masks: give --cncb the folder of CNCB's slices and masks.")
+    if 3 in tables and classes is None:
+        raise UserError("Table 3 trains on slices with a class: give --covidx the folder of COVIDx-CT.")
+    runs, preparations, settings = [], [], {}
+    if lesions is not None and (2 in tables or options.weights_dir is None):
+        preparations.append(_prepare_lesions(options, lesions))
+        runs += [_segmentation_run(options, lesions, model, seed) for model in options.models for seed in options.seeds]
+        settings[SEGMENTATION] = {
+            "recipe": options.recipe,
+            "epochs": options.epochs,
+            "init": options.init,
+            "overrides": options.deciding_overrides,
+            "split": " ".join(lesions.split),
+            "lesion set": lesions.fingerprint,
+        }
+    if 3 in tables:
+        preparations.append(_prepare_classes(options, classes))
+        pairs = [(model, seed) for model in options.models for seed in options.seeds]
+        detectors = {pair: _detector(options, *pair, trained_here=SEGMENTATION in settings) for pair in pairs}
+        missing = [f"{model.name}, seed {seed}" for (model, seed), path in detectors.items() if path is None]
+        if missing:
+            place = options.weights_dir or options.output
+            more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+            raise UserError(
+                f"{place} has no trained Mask R-CNN {missing[0]}{more}; give --cncb to train it, another "
+                "--weights-dir, or other --models and --seeds."
+            )
+        runs += [_classification_run(options, classes, *pair, path) for pair, path in detectors.items()]
+        settings[CLASSIFICATION] = {
+            "recipe": options.recipe,
+            "classifier epochs": options.classifier_epochs,
+            "overrides": options.deciding_overrides,
+            "weights": str(options.weights_dir or ""),
+            "subset": classes.subset,
+            "lists": classes.fingerprint,
+        }
+    return Plan(options, preparations, runs, lesions, classes, settings)
+
+
+def command_of(job: Preparation | Run, checkout: Path, progress: bool = False) -> list[str]:
+    """The script and its arguments."""
+    if isinstance(job, Preparation):
+        return [str(checkout / "datasets" / job.script), *job.arguments]
+    command = [str(checkout / "tools" / "train_net.py"), "--config-file", str(job.config_file), "--resume"]
+    return [*command, *["--progress"] * progress, *job.overrides, "OUTPUT_DIR", str(job.folder)]
+
+
+def printed(plan: Plan, checkout: Path) -> list[str]:
+    """The whole plan as lines for a shell in the checkout."""
+    lines = [f"export DETECTRON2_DATASETS={shlex.quote(str(plan.options.data))}"]
+    for job in [*plan.preparations, *plan.runs]:
+        words = [word.removeprefix(f"{checkout}/") for word in command_of(job, checkout)]
+        lines.append(f"python {' '.join(map(_quoted, words))}")
+    return lines
+
+
+def _quoted(word: str) -> str:
+    """A word for a shell, readable where it has single quotes in it, as dataset names do."""
+    return f'"{word}"' if "'" in word and not set(word) & set('"$`\\!') else shlex.quote(word)
+
+
+def _prepare_lesions(options: Options, lesions: LesionSet) -> Preparation:
+    folder = options.data / LESION_SET
+    source = ("--source", str(lesions.folder), "--output", str(folder), "--mask-types", "merge", "both")
+    names = (f"{mask_type}_{split}.json" for mask_type in ("merge", "both") for split in ("train", "val"))
+    outputs = tuple(folder / "annotations" / name for name in names)
+    inputs = [str(lesions.folder.resolve()), lesions.split, lesions.fingerprint]
+    return Preparation("preparing the lesion set", "prepare_cncb.py", (*source, *lesions.split), inputs, outputs)
+
+
+def _prepare_classes(options: Options, classes: ClassSet) -> Preparation:
+    folder = options.data / CLASS_SET
+    lists = ("--images", str(classes.images), "--train", str(classes.train), "--test", str(classes.test))
+    arguments = (*lists, "--subset", str(classes.subset), "--output", str(folder))
+    inputs = [str(classes.images.resolve()), classes.subset, classes.fingerprint]
+    outputs = tuple(folder / f"{split}.csv" for split in ("train", "test"))
+    return Preparation("preparing the slices with a class", "prepare_covidx_ct.py", arguments, inputs, outputs)
+
+
+def _segmentation_run(options: Options, lesions: LesionSet, model: TableModel, seed: int) -> Run:
+    overrides = _common(options, options.epochs, seed)
+    config_file = model.config_file(SEGMENTATION, options.recipe)
+    if options.init:
+        depth = get_config(config_file).MODEL.RESNETS.DEPTH
+        weights = f"{SCHEME}resnet{depth}" if options.init == IMAGENET else options.init
+        overrides += ("MODEL.WEIGHTS", weights)
+    return Run(
+        SEGMENTATION,
+        model,
+        seed,
+        config_file,
+        overrides,
+        options.output / SEGMENTATION / model.name / f"seed_{seed}",
+        f"{LESION_SET}_{model.segmentation.mask_type}_val",
+        lesions.slices["train"],
+        lesions.slices["val"],
+    )
+
+
+def _classification_run(options: Options, classes: ClassSet, model: TableModel, seed: int, detector: Path) -> Run:
+    dataset = f"{CLASS_SET}_test"
+    # Nothing is chosen by the test slices: the model at the end is the one that counts.
+    own = ("DATASETS.TEST", f"('{dataset}',)", "TEST.VALIDATION_LOSS", "False", "MODEL.WEIGHTS", str(detector))
+    return Run(
+        CLASSIFICATION,
+        model,
+        seed,
+        model.config_file(CLASSIFICATION, options.recipe),
+        _common(options, options.classifier_epochs, seed) + own,
+        options.output / CLASSIFICATION / model.name / f"seed_{seed}",
+        dataset,
+        classes.training_slices,
+        classes.test_slices,
+        detector,
+    )
+
+
+def _common(options: Options, epochs: int | None, seed: int) -> tuple[str, ...]:
+    overrides = options.overrides
+    if epochs is not None:
+        overrides += ("SOLVER.EPOCHS", str(epochs))
+    if options.device is not None:
+        overrides += ("MODEL.DEVICE", options.device)
+    return (*overrides, "SEED", str(seed))
+
+
+def _detector(options: Options, model: TableModel, seed: int, trained_here: bool) -> Path | None:
+    """The checkpoint that a classifier starts from; None where there is none."""
+    own = options.output / SEGMENTATION / model.name / f"seed_{seed}" / FINAL
+    if options.weights_dir is None:
+        return own if trained_here or own.is_file() else None
+    names = (f"{SEGMENTATION}/{model.name}/seed_{seed}/{FINAL}", f"{model.name}/{FINAL}", f"{model.name}.pth")
+    return next((path for name in names if (path := options.weights_dir / name).is_file()), None)
+
+
+def earlier_runs(plan: Plan) -> list[Run]:
+    """Finished runs of the same settings that the output folder holds beside those of the plan: other models or seeds
+    of an earlier command."""
+    options, planned = plan.options, {(run.kind, run.model, run.seed) for run in plan.runs}
+    found = []
+    for kind in plan.settings:
+        for model in MODELS.values():
+            for folder in (options.output / kind / model.name).glob("seed_*"):
+                number = folder.name.removeprefix("seed_")
+                if not number.isdecimal() or (kind, model, int(number)) in planned:
+                    continue
+                if kind == SEGMENTATION:
+                    run = _segmentation_run(options, plan.lesions, model, int(number))
+                else:
+                    run = _classification_run(options, plan.classes, model, int(number), Path())
+                if run.results.is_file() and run.final.is_file():
+                    found.append(run)
+    return found

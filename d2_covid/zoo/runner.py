@@ -1,0 +1,268 @@
+"""Runs the trainings of a grid beside each other, each in a process of its own, and keeps a record of each.
+
+Started again, it passes over what has finished, goes on with what was interrupted, and does the rest.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..data.files import sha256_of
+from ..engine.run_record import now
+from ..errors import UserError
+from .data import read_facts
+from .grids import Row, run_folder
+from .records import FAILED, FINISHED, NOT_FINISHED, read_record, row_facts, run_facts, write_record
+
+RUNNING = "running"
+_POLL = 0.2
+_GRACE = 5.0
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Machine:
+    """How rows are run here; nothing of it decides what comes out, apart from rounding.
+
+    Attributes:
+        jobs: trainings at a time.
+        workers: processes that read data, for each training.
+        device: ``MODEL.DEVICE``; "" leaves it to what the machine has.
+        time_limit: seconds for all of it; None: no limit.
+        cores: processor cores to share.
+    """
+
+    jobs: int = 1
+    workers: int = 2
+    device: str = ""
+    time_limit: float | None = None
+    cores: int = field(default_factory=lambda: len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)
+
+    @property
+    def threads(self) -> int:
+        """Computing threads of each training."""
+        return max(1, self.cores // max(1, self.jobs))
+
+    def options(self) -> list[str]:
+        """Overrides for a training."""
+        device = ["MODEL.DEVICE", self.device] if self.device else []
+        # Checkpoints on the way are there to resume from: one is enough, and many rows fill a disk.
+        # Nor does an evaluation on the way; the record has the last one.
+        quiet = ["SOLVER.CHECKPOINT_KEEP", "1", "TEST.VALIDATION_LOSS", "False", "TEST.EVAL_EPOCHS", "0.0"]
+        return ["DATALOADER.NUM_WORKERS", str(self.workers), *quiet, *device]
+
+
+@dataclass
+class _Job:
+    row: Row
+    process: subprocess.Popen
+    log: Path
+    started: float
+    key: str
+    record: dict[str, Any]
+
+
+class Runner:
+    """Runs rows below one folder, which then holds ``runs/<row>`` (the training), ``logs/<row>.log`` (what it said) and
+    ``records/<row>.json``.
+
+    Args:
+        folder: of the zoo.
+        data: folder of the data (:func:`.data.prepare_data`).
+        machine: how to run.
+        command: from a row to the command that trains it, arguments of ``tools/train_net.py`` included.
+        say: takes each line for the user.
+
+    Raises:
+        UserError: the data is not there.
+    """
+
+    def __init__(
+        self, folder: Path, data: Path, machine: Machine, command: Callable[[Row], Sequence[str]], say: Say = print
+    ) -> None:
+        self.folder, self.data, self.machine, self._command, self._say = folder, data, machine, command, say
+        self._facts = read_facts(data)["datasets"]
+
+    def run(self, rows: Sequence[Row]) -> dict[str, str]:
+        """Run ``rows`` in order, as many at a time as the machine is to; returns how each ended, by name.
+
+        A row that starts from another's model waits for it. At the time limit what runs is stopped, and its record
+        says so.
+
+        Raises:
+            UserError: a row starts from a model that is neither there nor made by another row.
+        """
+        deadline = None if self.machine.time_limit is None else time.monotonic() + self.machine.time_limit
+        ends: dict[str, str] = {}
+        waiting, total = list(rows), len(rows)
+        made = {row.name for row in rows}
+        self._check_starts(rows, made)
+        active: list[_Job] = []
+        try:
+            while waiting or active:
+                if deadline is not None and time.monotonic() >= deadline:
+                    break
+                for row in list(waiting):
+                    if len(active) >= self.machine.jobs:
+                        break
+                    held = _held(row, made, ends)
+                    if held is None:
+                        continue
+                    waiting.remove(row)
+                    if held:
+                        ends[row.name] = held
+                        self._tell(len(ends), total, row.name, held)
+                        continue
+                    job = self._start(row)
+                    if job is None:
+                        ends[row.name] = FINISHED
+                        self._tell(len(ends), total, row.name, "done before")
+                    else:
+                        active.append(job)
+                for job in list(active):
+                    status = job.process.poll()
+                    if status is not None:
+                        active.remove(job)
+                        end = FINISHED if status == 0 else f"{FAILED}: {_reason(job, status)}"
+                        ends[job.row.name] = self._end(job, end)
+                        self._tell(len(ends), total, job.row.name, ends[job.row.name])
+                if active:
+                    time.sleep(_POLL)
+        finally:
+            interrupted = sys.exc_info()[0] is not None
+            _stop([job.process for job in active])
+            for job in active:
+                why = "interrupted" if interrupted else f"time limit of {self.machine.time_limit:g} s"
+                ends[job.row.name] = self._end(job, f"{NOT_FINISHED}: {why}")
+                self._tell(len(ends), total, job.row.name, ends[job.row.name])
+        for row in waiting:
+            ends[row.name] = "not started"
+            self._tell(len(ends), total, row.name, ends[row.name])
+        return ends
+
+    def _check_starts(self, rows: Sequence[Row], made: set[str]) -> None:
+        for row in rows:
+            if row.weights and row.needs not in made and not self._weights(row).is_file():
+                how = f"run the grid that makes {row.needs}, before or beside it" if row.needs else "look at its path"
+                raise UserError(f"{row.name} starts from {self._weights(row)}, which is not there: {how}.")
+
+    def _weights(self, row: Row) -> Path:
+        return self.folder / row.weights
+
+    def _start(self, row: Row) -> _Job | None:
+        """Start a row, or go on with it; None if it has finished before."""
+        key = self._key(row)
+        run, before = self.folder / run_folder(row.name), read_record(self.folder, row.name)
+        same = before is not None and before.get("key") == key
+        if same and before["status"] == FINISHED:
+            return None
+        if not same:
+            shutil.rmtree(run, ignore_errors=True)
+        sessions = list(before.get("sessions", [])) if same else []
+        if same and before["status"] == RUNNING:
+            sessions.append({"ended": None, "seconds": None, "status": f"{NOT_FINISHED}: nobody saw its end"})
+        record = {
+            **row_facts(row),
+            "key": key,
+            "status": RUNNING,
+            "start_sha256": sha256_of(self._weights(row)) if row.weights else None,
+            "jobs": self.machine.jobs,
+            "threads": self.machine.threads,
+            "sessions": sessions,
+        }
+        write_record(self.folder, record)
+        log = self.folder / "logs" / f"{row.name}.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        environment = {
+            **os.environ,
+            "DETECTRON2_DATASETS": str(self.data.resolve()),
+            "OMP_NUM_THREADS": str(self.machine.threads),
+            "PYTHONWARNINGS": "ignore",
+        }
+        with open(log, "ab" if same else "wb") as file:
+            process = subprocess.Popen(
+                list(self._command(row)), stdout=file, stderr=file, env=environment, start_new_session=True
+            )
+        return _Job(row, process, log, time.monotonic(), key, record)
+
+    def _end(self, job: _Job, status: str) -> str:
+        session = {"ended": now(), "seconds": round(time.monotonic() - job.started, 1), "status": status}
+        sessions = [*job.record["sessions"], session]
+        spent = [session["seconds"] for session in sessions]
+        seconds = None if None in spent else round(sum(spent), 1)
+        record = {**job.record, "status": status, "seconds": seconds, "sessions": sessions}
+        try:
+            record |= run_facts(self.folder / run_folder(job.row.name), self._facts)
+        except (UserError, KeyError) as error:
+            if status == FINISHED:
+                record["status"] = f"{FAILED}: its record can't be made ({error})"
+        if record["status"] == FINISHED and not {"metrics", "weights_sha256"} <= record.keys():
+            record["status"] = f"{FAILED}: it ended without {'metrics' if 'metrics' not in record else 'a model'}"
+        write_record(self.folder, record)
+        return record["status"]
+
+    def _key(self, row: Row) -> str:
+        weights = sha256_of(self._weights(row)) if row.weights else None
+        sets = [self._facts.get(name, {}).get("sha256") for name in sorted(self._facts)]
+        plain = [row_facts(row), weights, sets]
+        return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+
+    def _tell(self, done: int, total: int, name: str, end: str) -> None:
+        record = read_record(self.folder, name) or {}
+        figures = record.get("metrics", {})
+        shown = [
+            f"{metric} {figures[metric]['value']:.4g}"
+            for metric in ("segm/AP", "segm/AP50", "union/dice", "image/accuracy", "image/balanced_accuracy")
+            if figures.get(metric, {}).get("value") is not None
+        ]
+        took = [f"{record['seconds']:.0f} s"] if record.get("seconds") is not None and end != "done before" else []
+        shown = shown if record.get("status") == FINISHED else []
+        self._say(f"[{done}/{total}] {name}: {', '.join([end, *took, *shown])}")
+
+
+def _held(row: Row, made: set[str], ends: Mapping[str, str]) -> str | None:
+    """None: the row has to wait for another; "": it can start; else why it never will.
+
+    Args:
+        made: rows of this run.
+        ends: of rows that have ended.
+    """
+    if row.needs not in made:
+        return ""
+    end = ends.get(row.needs)
+    if end is None or end == FINISHED:
+        return None if end is None else ""
+    return f"not started: {row.needs} is {end.split(':')[0]}"
+
+
+def _stop(processes: Sequence[subprocess.Popen]) -> None:
+    """End processes and what they have started: asked first, then made to."""
+    for how, wait in ((signal.SIGTERM, _GRACE), (signal.SIGKILL, _GRACE)):
+        for process in processes:
+            try:
+                os.killpg(process.pid, how)
+            except ProcessLookupError:
+                pass
+        limit = time.monotonic() + wait
+        for process in processes:
+            try:
+                process.wait(max(0.0, limit - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                pass
+
+
+def _reason(job: _Job, status: int) -> str:
+    """The last line that a failed training said."""
+    lines = [line for line in job.log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    said = lines[-1].removeprefix("error: ") if lines else f"status {status}"
+    return said if status != -signal.SIGKILL else "killed, as for want of memory"

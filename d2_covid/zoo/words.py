@@ -1,0 +1,84 @@
+"""What the pages of the zoo say in words; figures come from records."""
+
+RECIPES = {
+    "tuned": "`configs/Base-LesionMaskRCNN-tuned.yaml` as it stands: 9 passes at 384 pixels, made for half an hour on "
+    "one CPU core",
+    "tuned_512": "goes on from `tuned` (from phantoms, the same seed) with 8 passes at 512 pixels; its seconds come on "
+    "top of that row's",
+    "tuned_long": "the tuned recipe, longer and larger, for a GPU",
+    "paper": "the paper's, as published: 100 passes, one slice at a time, learning rate 0.00001, from scratch",
+    "paper_batch8": "the paper's with eight slices at a time and eight times its learning rate, which takes a GPU less "
+    "time; not as published",
+    "classifier": "`configs/classification/tuned/`: BatchNorm frozen, detections ranked once, module S trains on them",
+    "classifier_paper": "the paper's: module S and BatchNorm train, 50 passes, 8 slices at a time, learning rate "
+    "0.00001",
+}
+"""What a recipe is, by its name."""
+
+ZOO_HEAD = """\
+# Model zoo
+
+<!-- Written by `python tools/model_zoo.py table` from docs/zoo; do not edit by hand. -->
+
+What the models of d2_covid reach on public chest CT that anyone can get, trained by the commands below. Research
+software, no medical device: the figures are of the few patients that they name, and hold for no other.
+"""
+
+LESION_NOTES = """\
+- **What is counted.** *Mask AP, AP50, AP75* and *box AP* are COCO's, in percent, over all slices at once, up to 128
+  detections each. *Paper's AP* is the paper's own measure: slice by slice, then averaged; finding nothing on a slice
+  without a lesion scores 100. *Dice* is that of the united masks, a slice's mean; *pooled*, over all pixels.
+  [GETTING_STARTED.md](GETTING_STARTED.md) says more. *Parameters* are weights and BatchNorm statistics; the tuned
+  recipe has 15 anchors a place and the paper's 30, hence the small differences.
+- **Spread.** Mean ± sample standard deviation over the seeds that finished (*seeds*). It tells how much a seed matters
+  on the same data, and nothing of other patients. For that look at the 95 % intervals below, by bootstrap over
+  patients, from the lowest end to the highest among the seeds. {patients} patients are few: intervals that resample
+  so few are too narrow.
+- **Chosen on this split.** The tuned recipe's values were chosen by their figures on these validation slices, so its
+  figures are optimistic. The paper's recipe was not. Every figure is of the model at the end of its training, never
+  of the best one on the way.
+- **Patients.** `radiopaedia` 2 and 3 are two reconstructions of one scan: the training scans are of one person fewer
+  than they number. No patient is on both sides.
+- **Seconds.** *Steps* is the training alone, summed up from the log (the median of every 20 iterations); *all* is from
+  start to end by the clock, with start-up, checkpoints and evaluation. Where trainings shared a device (*at a time*),
+  each took longer than it would have alone. The time of the training on phantoms comes on top.
+"""
+
+COMMANDS_HEAD = """\
+The commands of the rows, for the first seed. The data is made by `python tools/model_zoo.py data --source DIR`;
+`python tools/model_zoo.py run --grid NAME` runs all rows of a recipe, several at a time.
+"""
+
+CLASSIFIER_HEAD = """\
+COVID-CT-Mask-Net on COVID-CT, figures cut from publications, in the published split: {train} to train, {val} to
+validate; two classes, COVID-19 and not. The set names no patients: slices of one person may stand beside each other,
+so intervals are too narrow, and figures of one publication share its style. Nothing here is shown to hold for CT
+series. *Lesion model* is what the classifier reads its detections from: unless a file was given, the one of its kind
+with the best mask AP50 on the validation split above.
+"""
+
+PHANTOM_HEAD = """\
+The models that the rows *from phantoms* start from. Phantoms are generated pictures, no scans of people.
+"""
+
+PAPER_HEAD = """\
+From A. Ter-Sarkisov, *Lightweight Model For The Prediction of COVID-19 Through The Detection And Segmentation of
+Lesions in Chest CT Scans*, Tables 1 to 3, in percent. **Nothing here was measured by d2_covid.** Other data (CNCB and
+COVIDx-CT), another split, other machines: not to be compared with the tables above. Its AP is the *paper's AP*, not
+COCO's.
+"""
+
+CARD_HEAD = """\
+# Model card
+
+<!-- Written by `python tools/model_zoo.py card` from d2_covid/models/*.json; do not edit by hand. -->
+
+The weights that ship with d2_covid. **Research software, not a medical device:** nothing here is for diagnosis or for
+any decision about a person. Figures name their data, its size and its split, and hold for no other. `d2-covid models`
+lists these models and `d2-covid models NAME` shows a card; [MODEL_ZOO.md](MODEL_ZOO.md) has the trainings that they
+were chosen from.
+"""
+
+CARD_NONE = """\
+This copy ships none.
+"""

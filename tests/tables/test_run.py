@@ -1,0 +1,131 @@
+"""Carrying out a plan: each run once, failures by themselves, nothing thrown away."""
+
+import os
+from pathlib import Path
+
+from d2_covid.engine import steps
+from d2_covid.errors import UserError
+from d2_covid.tables.models import MODELS
+from d2_covid.tables.plan import Options, make_plan
+from d2_covid.tables.run import carry_out, check_settings, run_logged, set_aside
+from d2_covid.tables.sources import LesionSet
+
+import pytest
+
+LESIONS = LesionSet(Path("ct/cncb"), ("--val-fraction", "0.2"), {"train": 8, "val": 2}, {"train": 4, "val": 1}, "aa")
+
+
+def plan_for(output, *names, **others):
+    return make_plan(Options(output, tuple(MODELS[name] for name in names), **others), [2], LESIONS, None)
+
+
+class Scripts:
+    """Stands in for the scripts: leaves what they leave, or fails where the command holds a word."""
+
+    def __init__(self, plan, fail="", error=None):
+        self.plan, self.fail, self.commands = plan, fail, []
+        self.error = error or UserError("out of memory")
+
+    def __call__(self, command, log, environment):
+        self.commands.append(command)
+        assert environment["DETECTRON2_DATASETS"] == str((self.plan.options.output / "data").resolve())
+        job = next(job for job in [*self.plan.preparations, *self.plan.runs] if self._is(job, command))
+        folder = getattr(job, "folder", None)
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "begun").touch()
+        if self.fail and self.fail in " ".join(command):
+            raise self.error
+        for path in getattr(job, "outputs", None) or (job.final, job.results):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("{}")
+
+    def _is(self, job, command):
+        return str(job.folder) == command[-1] if hasattr(job, "folder") else job.script in command[0]
+
+
+def do(plan, scripts, said=None, after=lambda failures: None):
+    say = (said if said is not None else []).append
+    return carry_out(plan, Path("."), seconds={}, machine="", say=say, after_run=after, execute=scripts)
+
+
+def test_a_run_that_fails_costs_no_other_its_row_and_is_tried_again(tmp_path):
+    plan = plan_for(tmp_path, "R18", "R18-T1", "R34")
+    said, seen = [], []
+    failures = do(plan, Scripts(plan, "R18-T1"), said, lambda failed: seen.append(len(failed)))
+    assert {run.model.name: reason for run, reason in failures.items()} == {"R18-T1": "out of memory"}
+    assert [run.final.is_file() for run in plan.runs] == [True, False, True] and seen == [0, 1, 1]
+    assert "    FAILED: out of memory" in said
+    scripts = Scripts(plan)
+    assert do(plan, scripts, said := []) == {}
+    assert len(scripts.commands) == 1 and scripts.commands[0][-1].endswith("R18-T1/seed_0")
+    assert sum("done before" in line for line in said) == 3
+    assert (plan.runs[1].folder / "begun").is_file() and not list(plan.runs[1].folder.parent.glob("*.before*"))
+
+
+def test_an_interrupted_run_goes_on_in_its_folder(tmp_path):
+    plan = plan_for(tmp_path, "R18", "R34")
+    with pytest.raises(KeyboardInterrupt):
+        do(plan, Scripts(plan, "R34", KeyboardInterrupt()))
+    (plan.runs[1].folder / "checkpoint").touch()
+    do(plan, Scripts(plan))
+    assert (plan.runs[1].folder / "checkpoint").is_file() and plan.runs[1].final.is_file()
+
+
+def test_a_new_version_of_the_program_costs_no_finished_run(tmp_path, monkeypatch):
+    do(plan := plan_for(tmp_path, "R18"), Scripts(plan))
+    monkeypatch.setattr(steps, "__version__", "99")
+    scripts = Scripts(plan)
+    assert do(plan, scripts) == {} and scripts.commands == []
+
+
+def test_a_preparation_that_fails_ends_it(tmp_path):
+    plan = plan_for(tmp_path, "R18")
+    with pytest.raises(UserError, match="out of memory"):
+        do(plan, Scripts(plan, "prepare_cncb"))
+    assert not plan.runs[0].folder.exists()
+
+
+def test_other_settings_are_refused_and_name_both_values(tmp_path):
+    do(plan := plan_for(tmp_path, "R18"), Scripts(plan))
+    check_settings(plan_for(tmp_path, "R34", seeds=(1, 2)))
+    check_settings(plan_for(tmp_path, "R18", device="cpu", overrides=("DATALOADER.NUM_WORKERS", "0")))
+    with pytest.raises(UserError, match="have epochs None, and now it is 3; give another --output"):
+        check_settings(plan_for(tmp_path, "R18", epochs=3))
+    (tmp_path / "settings.json").write_text("{")
+    with pytest.raises(UserError, match="settings.json is damaged"):
+        check_settings(plan)
+
+
+def test_nothing_is_thrown_away(tmp_path):
+    folder = tmp_path / "seed_0"
+    assert set_aside(folder) is None
+    for number in (1, 2):
+        folder.mkdir()
+        (folder / "model.pth").write_text(str(number))
+        assert set_aside(folder) == tmp_path / f"seed_0.before_{number}"
+    assert (tmp_path / "seed_0.before_1" / "model.pth").read_text() == "1" and not folder.exists()
+
+
+def test_scripts_are_logged_and_the_last_line_is_the_reason(tmp_path, capfd):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import os, sys\nprint('quiet')\nprint('50 %\\r100 % ▏', end='\\n', file=sys.stderr)\n"
+        "if len(sys.argv) > 1: sys.exit(f'error: {sys.argv[1]} in {os.environ[\"WHERE\"]}.')\n"
+    )
+    log, environment = tmp_path / "logs" / "x.log", {**os.environ, "WHERE": "here", "PYTHONIOENCODING": "utf-8"}
+    run_logged([str(script)], log, environment)
+    with pytest.raises(UserError, match=r"^no room in here \(.*x\.log\)$"):
+        run_logged([str(script), "no room"], log, environment)
+    script.write_text("import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
+    with pytest.raises(UserError, match=r"^ended by signal 9 \("):
+        run_logged([str(script)], log, environment)
+    out, err = capfd.readouterr()
+    assert out == "" and err.count("100 % ▏") == 2 and "error: no room in here." in err
+    assert log.read_text(encoding="utf-8").count("quiet") == 2 and "no room" in log.read_text(encoding="utf-8")
+
+
+def test_train_net_is_run_with_this_interpreter(repository, tmp_path):
+    command = [str(repository / "tools" / "train_net.py"), "--config-file", "nowhere.yaml"]
+    with pytest.raises(UserError, match="^No config file nowhere.yaml"):
+        run_logged(command, tmp_path / "x.log", dict(os.environ))

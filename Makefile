@@ -1,4 +1,4 @@
-# make demo · make test · make lint: each builds .venv when it is missing or its recipe has changed.
+# make demo · make test · make lint · make bench: each builds .venv when it is missing or its recipe has changed.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -8,13 +8,14 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALLED := $(VENV)/.installed
 WORKERS ?= 2
 
-.PHONY: help install demo test lint clean
+.PHONY: help install demo test lint bench clean
 
 help:
 	@echo "make install   build $(VENV): PyTorch, Detectron2 0.6, d2_covid and its test tools"
 	@echo "make demo      make phantom CT, train on it, evaluate, write overlays and a summary page to demo/"
 	@echo "make test      lint, then the whole test suite"
 	@echo "make lint      ruff"
+	@echo "make bench     speed and memory beside torchvision's Mask R-CNN and others, to output/benchmark/"
 	@echo "make clean     remove $(VENV) and demo/"
 
 install: $(INSTALLED)
@@ -38,6 +39,9 @@ lint: $(INSTALLED)
 
 test: lint
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
+
+bench: $(INSTALLED)
+	$(BIN)/python tools/benchmark.py --output output/benchmark
 
 clean:
 	rm -rf $(VENV) demo build *.egg-info

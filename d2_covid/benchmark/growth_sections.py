@@ -1,0 +1,174 @@
+"""How time and memory grow: with the slices of a series, and with the lesions of a slice."""
+
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog
+from detectron2.structures import Boxes, Instances
+from PIL import Image
+
+from ..data.cncb import prepare_lesions
+from ..data.datasets import register_lesions
+from ..data.intensity import Unit
+from ..data.mappers import LesionDatasetMapper
+from ..data.pairing import pair_cncb
+from ..data.volumes import Series
+from ..engine.tasks import task_of
+from ..inference.predictor import Predictor
+from .child import current_bytes, peak_bytes, peak_of, run_job
+from .context import Bench
+from .growth import growth
+from .inputs import many_lesions
+from .memory import MB
+from .results import Section
+from .series_sections import write_weights
+from .timing import spread
+from .training_sections import TRAINING, training_steps
+
+SIDE = 256
+"""Side of the slices in the series that grows: a quarter of the usual pixels, so that a thousand take seconds."""
+
+
+def slices(bench: Bench) -> Section:
+    """A series of 1, 10, 100 and 1,000 slices through the predictor: seconds and memory."""
+    counts = [1, 10, 100] if bench.settings.quick else [1, 10, 100, 1000]
+    cfg = bench.cfg.clone()
+    cfg.INPUT.MIN_SIZE_TEST = SIDE
+    images = torch.stack([image[0, ::2, ::2] for image in bench.images]).contiguous()
+    weights = write_weights(cfg, bench.state, bench.settings.work / "series.pth")
+    found = run_job("slices", cfg, images=images, counts=counts, weights=str(weights))
+    seconds, peaks = found["seconds"], found["peak"]
+    section = Section("growth-slices", f"cost of a series as it grows ({SIDE}x{SIDE}, d2-covid's Predictor)")
+    section.headers = ("slices", "seconds", "ms a slice", "MB at most", "MB for results")
+    for count, second, peak in zip(counts, seconds, peaks, strict=True):
+        on_top = (peak - peaks[0]) / MB
+        section.rows.append(
+            [str(count), f"{second:.2f}", f"{second / count * 1e3:.1f}", f"{peak / MB:.0f}", f"{on_top:.1f}"]
+        )
+    time_growth, memory_growth = growth(counts, seconds), growth(counts, peaks)
+    section.data = found | {"counts": counts, "time": asdict(time_growth), "memory": asdict(memory_growth)}
+    section.notes = [
+        f"Time: {time_growth.verdict}, {time_growth.per_item * 1e3:.1f} ms a slice more.",
+        f"Memory: {memory_growth.verdict} ({memory_growth.factor:.2f}x), "
+        f"{memory_growth.per_item / 1024:.1f} kB a slice more, which are its results.",
+    ]
+    return section
+
+
+def lesions(bench: Bench) -> Section:
+    """1 to 512 ground-truth lesions a slice: reading, a training step, an evaluation."""
+    counts = [1, 64] if bench.settings.quick else [1, 8, 64, 512]
+    found = run_job(
+        "lesions",
+        bench.cfg,
+        counts=counts,
+        state=dict(bench.state),
+        work=str(bench.settings.work / "lesions"),
+        repeats=2 if bench.settings.quick else 3,
+        side=bench.images[0].shape[-1],
+    )
+    section = Section("growth-lesions", "cost of a slice as its ground truth grows (synthetic slices)")
+    section.headers = ("lesions", *(f"{what}, ms" for what in found["seconds"]), "MB at most, training step")
+    for i, count in enumerate(counts):
+        times = (f"{values[i] * 1e3:.1f}" for values in found["seconds"].values())
+        section.rows.append([str(count), *times, f"{found['memory'][i] / MB:.0f}"])
+    section.data = found | {"counts": counts, "growth": {}}
+    costs = found["seconds"] | {"memory of a training step": found["memory"]}
+    for what, values in costs.items():
+        grown = growth(counts, values)
+        section.data["growth"][what] = asdict(grown)
+        more = f"{grown.per_item / 1024:.0f} kB" if what.startswith("memory") else f"{grown.per_item * 1e3:.2f} ms"
+        factor = f"{grown.factor:.2f}x from {counts[0]} to {counts[-1]}"
+        section.notes.append(f"{what}: {grown.verdict} ({factor}), {more} a lesion more.")
+    return section
+
+
+def job_slices(cfg: CfgNode, job: dict[str, Any]) -> dict[str, Any]:
+    """Predict on a series of ``images`` (M, h, w), repeated; seconds and peak memory when ``counts`` are reached."""
+    images = job["images"].numpy()
+    predictor = Predictor(cfg, job["weights"], cfg.MODEL.DEVICE, batch_size=1)
+
+    def series(count: int) -> Series:
+        names = tuple(f"{i}" for i in range(count))
+        return Series(
+            "growing", "images", (), names, None, Unit("byte"), lambda axis, index: images[index % len(images)]
+        )
+
+    predictor.series(series(4))  # warm-up
+    seconds, peaks, done, started = [], [], 0, time.perf_counter()
+
+    def reached(result: object, gray: np.ndarray) -> None:
+        nonlocal done
+        done += 1
+        if done in job["counts"]:
+            seconds.append(time.perf_counter() - started)
+            peaks.append(max(current_bytes(), peak_bytes()))
+
+    measured = peak_of(lambda: predictor.series(series(max(job["counts"])), on_slice=reached), cfg.MODEL.DEVICE)
+    return {"seconds": seconds, "peak": peaks, "before": measured["before"], "end": measured["process"]}
+
+
+def job_lesions(cfg: CfgNode, job: dict[str, Any]) -> dict[str, Any]:
+    """Read, train on and evaluate a slice with each of ``counts`` lesions, ``repeats`` times."""
+    seconds: dict[str, list[float]] = {"reading": [], "training step": [], "evaluation": []}
+    memory = []
+    mapper = LesionDatasetMapper(cfg, is_train=True)
+    for count in job["counts"]:
+        name, dicts = _dataset_of(Path(job["work"]) / str(count), count, job["side"])
+        own = cfg.clone()
+        own.DATASETS.TRAIN, own.DATASETS.TEST = (), (name,)
+        sample = mapper(dict(dicts[0], sample_seed=0))
+        step = training_steps(own, job["state"], [sample])[TRAINING]()
+        step(0)
+        found = peak_of(lambda step=step: step(1), cfg.MODEL.DEVICE)
+        memory.append(found.get("gpu", found["process"]))
+        evaluation = _evaluation(own, name, dicts[0], sample)
+        work = {"reading": lambda i, d=dicts[0]: mapper(dict(d, sample_seed=0)), "training step": step}
+        work["evaluation"] = lambda i, evaluation=evaluation: evaluation()
+        for what, function in work.items():
+            times = []
+            for number in range(job["repeats"]):
+                before = time.perf_counter()
+                function(number)
+                times.append(time.perf_counter() - before)
+            seconds[what].append(spread(times).median)
+    return {"seconds": seconds, "memory": memory}
+
+
+def _dataset_of(folder: Path, count: int, side: int) -> tuple[str, list[dict]]:
+    """A registered dataset of one slice with so many lesions, and its dataset dicts."""
+    gray, mask = many_lesions(count, side)
+    for kind, values in (("image", gray), ("mask", mask)):
+        path = folder / kind / "synthetic" / "0.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(values).save(path)
+    pairing = pair_cncb(folder)
+    done = prepare_lesions(
+        pairing, {"val": list(pairing.pairs)}, folder / "set", mask_types=["merge"], min_area=0, progress=False
+    )
+    name = f"crowded{count}_merge_val"
+    register_lesions(name, done.splits[0].json_file, mask_type="merge")
+    return name, DatasetCatalog.get(name)
+
+
+def _evaluation(cfg: CfgNode, name: str, record: dict, sample: dict):
+    """Evaluate detections that are the ground truth, at most as many as the config allows."""
+    truth = sample["instances"][: cfg.TEST.DETECTIONS_PER_IMAGE]
+    found = Instances((record["height"], record["width"]))
+    found.pred_boxes, found.pred_classes = Boxes(truth.gt_boxes.tensor), truth.gt_classes
+    found.scores = torch.linspace(0.9, 0.5, len(truth))
+    found.pred_masks = truth.gt_masks.tensor
+    task = task_of(cfg)
+
+    def evaluate() -> object:
+        evaluator = task.evaluator(cfg, name, Path(cfg.OUTPUT_DIR) / "benchmark", 0)
+        evaluator.reset()
+        evaluator.process([record], [{"instances": found}])
+        return evaluator.evaluate()
+
+    return evaluate

@@ -1,0 +1,174 @@
+"""Sections that work in processes of their own, and what all sections share."""
+
+import json
+import mmap
+import platform
+import subprocess
+
+from d2_covid.benchmark import child, context, growth_sections, inputs, memory, training_sections
+from d2_covid.benchmark.results import span, timed_section
+from d2_covid.benchmark.series_sections import write_weights
+from d2_covid.benchmark.timing import spread
+from d2_covid.errors import UserError
+
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage
+
+CONFIG = "segmentation/mask_rcnn_R_18_T2_FPN"
+TRAIN = ["MODEL.RPN.PRE_NMS_TOPK_TRAIN", 120, "MODEL.RPN.POST_NMS_TOPK_TRAIN", 60, "INPUT.MIN_SIZE_TEST", 128]
+
+
+@pytest.fixture
+def small(small_cfg, spread_model):
+    """A config with the weights of its model."""
+    cfg = small_cfg(CONFIG, *TRAIN, "INPUT.MIN_SIZE_TRAIN", [128])
+    return cfg, spread_model(cfg).state_dict()
+
+
+@pytest.mark.parametrize("name", ["torchvision", "d2_covid plain", "d2_covid fp32", "d2_covid bf16"])
+@pytest.mark.parametrize("classifies", [False, True])
+def test_candidates_by_name(name, classifies, small, slices):
+    cfg, state = small
+    cfg = context.classifier_config(cfg) if classifies else cfg
+    model = context.build_candidate(name, cfg, state, slices)
+    with torch.inference_mode():
+        outputs = model(context.records(slices))
+    assert not model.training
+    if classifies:
+        assert [tuple(one["image_logits"].shape) for one in outputs] == [(3,)] * 3
+    else:
+        assert all(one["instances"].pred_masks.shape[1:] == (128, 128) for one in outputs)
+        assert all(len(one["instances"]) for one in outputs)
+
+
+def test_no_such_candidate(small, slices):
+    with pytest.raises(ValueError, match="no candidate"):
+        context.build_candidate("d2_covid fp8", *small, slices)
+
+
+def test_stock_detectron2_does_the_same_job(small, slices):
+    model = context.build_candidate(context.STOCK, *small, slices)
+    with torch.inference_mode():
+        (output,) = model(context.records(slices[:1]))
+    assert 20 < len(output["instances"]) <= 128 and output["instances"].pred_classes.max() == 0
+    assert model.roi_heads.box_head.fc1.out_features == 1024 and len(model.roi_heads.mask_head.conv_norm_relus) == 4
+
+
+@pytest.mark.skipif(platform.system() != "Linux", reason="only Linux tells the peak of a part of a process")
+def test_peak_is_that_of_the_work():
+    def takes_40_mb():
+        with mmap.mmap(-1, 40 * 2**20) as memory:  # what malloc gives may have been this process's already
+            memory.write(b"1" * (40 * 2**20))
+
+    found = child.peak_of(takes_40_mb, "cpu")
+    again = child.peak_of(lambda: None, "cpu")
+    assert 35 * 2**20 < found["process"] - found["before"] < 100 * 2**20
+    assert again["process"] - again["before"] < 10 * 2**20
+
+
+def test_a_job_in_a_child(small, slices):
+    cfg, state = small
+    found = child.run_job("predict", cfg, name="d2_covid plain", images=torch.stack(slices[:1]), state=state)
+    assert 10**8 < found["before"] <= found["process"]
+
+
+def test_a_job_that_fails_says_why(small, monkeypatch):
+    failed = subprocess.CompletedProcess([], 1, "", "Traceback ...\nValueError: no candidate 'nobody'\n")
+    monkeypatch.setattr(subprocess, "run", lambda *args, **kwargs: failed)
+    with pytest.raises(RuntimeError, match="child .predict. failed: .*no candidate 'nobody'"):
+        child.run_job("predict", small[0], name="nobody")
+
+
+def test_every_kind_of_job_has_its_function():
+    for kind, module in child.JOBS.items():
+        assert callable(getattr({"memory": memory, "growth_sections": growth_sections}[module], f"job_{kind}"))
+
+
+def test_job_train(small, slices):
+    cfg, state = small
+    found = memory.job_train(cfg, {"name": "torchvision", "images": torch.stack(slices[:1]), "state": state})
+    assert found["process"] >= found["before"] > 0
+
+
+def test_job_slices_tells_when_counts_are_reached(small, slices, tmp_path):
+    cfg, state = small
+    job = {"images": torch.stack([one[0] for one in slices]), "counts": [1, 3, 5]}
+    job["weights"] = str(write_weights(cfg, state, tmp_path / "model.pth"))
+    found = growth_sections.job_slices(cfg, job)
+    assert len(found["seconds"]) == 3 and found["seconds"] == sorted(found["seconds"])
+    assert len(found["peak"]) == 3 and min(found["peak"]) > 10**8
+    json.dumps(found)
+
+
+def test_job_lesions_measures_reading_training_and_evaluation(small, tmp_path):
+    cfg, state = small
+    job = {"counts": [1, 4], "state": state, "work": str(tmp_path), "repeats": 1, "side": 128}
+    found = growth_sections.job_lesions(cfg, job)
+    assert {what: len(values) for what, values in found["seconds"].items()} == {
+        "reading": 2,
+        "training step": 2,
+        "evaluation": 2,
+    }
+    assert min(map(min, found["seconds"].values())) > 0 and len(found["memory"]) == 2
+
+
+@pytest.mark.parametrize("count", [1, 7, 64, 512])
+def test_many_lesions_are_as_many_of_one_size(count):
+    gray, mask = inputs.many_lesions(count, 512)
+    labels, found = ndimage.label(mask == 2, structure=np.ones((3, 3)))
+    areas = np.bincount(labels.ravel())[1:]
+    assert found == count and areas.min() > 180 and areas.max() / areas.min() < 1.2
+    assert gray[mask == 2].mean() > gray[mask == 1].mean() + 80
+
+
+@pytest.mark.parametrize("count, size", [(0, 512), (513, 512), (1, 64)])
+def test_many_lesions_out_of_range(count, size):
+    with pytest.raises(ValueError):
+        inputs.many_lesions(count, size)
+
+
+def test_crowded_samples_train(small):
+    cfg, state = small
+    sample = training_sections.crowded_sample(cfg, 9, 128)
+    assert len(sample["instances"]) == 9 and sample["image"].shape == (3, 128, 128)
+    steps = training_sections.training_steps(cfg, state, [sample])
+    assert list(steps) == ["torchvision", "d2_covid plain", "d2_covid"]
+    losses = {name: make()(0) for name, make in steps.items()}
+    assert all(0 < loss < 100 for loss in losses.values())
+
+
+def test_phantom_inputs(tmp_path):
+    found = inputs.load_inputs(tmp_path, real=None, slices=4, phantom_size=128)
+    assert "phantoms" in found.origin and len(found.dicts) == 4 and len(found.pairs) == 12
+    images = found.network_inputs(6, 128, 256)
+    assert len(images) == 6 and all(image.shape == (3, 128, 128) for image in images)
+    assert any(not torch.equal(images[0], other) for other in images[1:])
+
+
+def test_timed_section_puts_ratios_first():
+    section = timed_section("k", "t", {"peer": [2.0, 4.0], "ours": [1.0, 1.0]}, reference="peer", per_run=2)
+    assert section.headers[0] == "times faster" and section.rows[1][:2] == ["3 (2 to 4)", "ours"]
+    assert section.rows[0][2] == "1.5e+03 (1e+03 to 2e+03)" and section.rows[1][3] == "2"
+    assert list(section.ratios) == ["ours"] and section.data["ours"]["seconds"] == [1.0, 1.0]
+    alone = timed_section("k", "t", {"ours": [1.0]}, reference=None)
+    assert alone.headers[0] == "candidate" and not alone.ratios
+
+
+def test_span():
+    assert span(spread([2.0]), 10) == "20" and span(spread([1.0, 2.0, 3.0, 4.0, 5.0])) == "3 (2 to 4)"
+
+
+def test_weights_of_a_classifier_are_refused(small, tmp_path):
+    cfg = context.classifier_config(small[0])
+    state = context.build_with(cfg, small[1]).state_dict()
+    path = write_weights(cfg, state, tmp_path / "classifier.pth")
+    with pytest.raises(UserError, match="no segmentation model"):
+        context.choose_weights(context.Settings(weights=str(path)))
+
+
+def test_given_weights_bring_their_config(small, tmp_path):
+    path = write_weights(*small, tmp_path / "model.pth")
+    cfg, said = context.choose_weights(context.Settings(weights=str(path)))
+    assert cfg.MODEL.FPN.OUT_CHANNELS == 32 and "sha256" in said

@@ -36,7 +36,8 @@ def test_the_peer_finds_the_same_128_lesions(model, slices):
 
 def test_the_classification_peer_gives_the_same_logits(model, slices):
     cfg = context.classifier_config(model[0])
-    plain, peer = (context.build_candidate(name, cfg, model[1], slices) for name in (context.PLAIN, context.TORCHVISION))
+    names = (context.PLAIN, context.TORCHVISION)
+    plain, peer = (context.build_candidate(name, cfg, model[1], slices) for name in names)
     assert isinstance(peer, TorchvisionClassifier)
     with torch.inference_mode():
         ours, theirs = (torch.stack([x["image_logits"] for x in m(context.records(slices))]) for m in (plain, peer))

@@ -189,7 +189,8 @@ def _coco_pair(slices: Sequence[SliceInstances], classes: Sequence[str], task: s
         for rows, labels, boxes, masks, crowd, scores in sides:
             # COCO sizes a true lesion by its mask in both tasks, and a detection by what the task compares.
             use_mask = task == "segm" or (scores is None and masks is not None)
-            areas = mask_util.area(masks) if use_mask and masks else boxes[:, 2] * boxes[:, 3]
+            # One by one: pycocotools fails on lists of more than 255.
+            areas = [mask_util.area(mask) for mask in masks] if use_mask and masks else boxes[:, 2] * boxes[:, 3]
             for i, label in enumerate(labels):
                 # Ids start at 1: COCOeval takes a match with id 0 for none.
                 row = {"id": len(rows) + 1, "image_id": index, "category_id": int(label) + 1}

@@ -111,15 +111,16 @@ def _onnx(program: torch.export.ExportedProgram, outputs: Sequence[Output]) -> b
             node.ClearField("doc_string")
     _name_lengths(proto.graph.input[0], ("batch", "height", "width"))
     for value, output in zip(proto.graph.output, outputs, strict=True):
-        _name_lengths(value, output.shape)
+        _name_lengths(value, output.shape, described=True)
     return proto.SerializeToString(deterministic=True)
 
 
-def _name_lengths(value, shape: Sequence[int | str]) -> None:
+def _name_lengths(value, shape: Sequence[int | str], *, described: bool = False) -> None:
     """Give the lengths of an ONNX input or output that change their names."""
     del value.metadata_props[:]
     for length, name in zip(value.type.tensor_type.shape.dim, shape, strict=True):
-        if not length.HasField("dim_value"):
+        # Also where the exporter has worked out a number: what model.json says of the shape holds for the file.
+        if (described and isinstance(name, str)) or not length.HasField("dim_value"):
             length.dim_param = str(name)
 
 

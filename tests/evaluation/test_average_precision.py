@@ -96,6 +96,13 @@ def test_perfect_predictions_score_100(lesions):
         assert list(values) == ["AP", "AP50", "AP75", "APs", "APm", "APl", "AP-GGO", "AP-consolidation"]
 
 
+@pytest.mark.parametrize("task", ["bbox", "segm"])
+def test_more_lesions_on_a_slice_than_a_byte_counts(lesions, task):
+    boxes = [(0, 5 * (i % 20), 5 * (i // 20), 4, 4) for i in range(300)]
+    predictions = lesions.found(1, [(label, 0.9, *box) for label, *box in boxes])
+    assert score([lesions.truth(1, boxes)], predictions, task=task, max_detections=300).values["AP"] == 100
+
+
 def test_by_hand(lesions):
     """Two lesions; the first detection hits one at IoU 0.8, the second hits nothing, the third hits the other exactly.
 

@@ -45,7 +45,7 @@ def test_holds_for_a_slice_without_detections(request, phantom, name):
 @pytest.mark.parametrize("name", ["classifier_onnx", "lesion_pt2"])
 def test_real_slices(real_data, request, name):
     one, detections = request.getfixturevalue(name), 0
-    for path in sorted((real_data / "covid_ct" / "CT_COVID").iterdir())[:4]:
+    for path in sorted((real_data / "covid_ct" / "CT_COVID").iterdir())[:12]:
         difference = compare(one.model, one.cfg, one.session, read_slice(path), path.name)
         assert difference.within_tolerance, difference
         detections += difference.detections

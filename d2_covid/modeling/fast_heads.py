@@ -15,10 +15,10 @@ from .fast_boxes import FastBoxPredictor, Predictions, can_be_fast_predictor
 from .fast_convs import FastConv, can_be_fast
 from .fast_mask_head import FastMaskHead, can_be_fast_mask_head
 from .ranking import RankedBatch, rank_detections
-from .roi_align import SparseRows, feature_table, roi_align_matrix
-from .roi_conv import convolved_rois, roi_align_conv
-from .roi_features import can_be_quick, pool, rois_of
+from .roi_align import feature_table, groups_by_reach, roi_align_matrix
+from .roi_features import can_be_quick, first_convolution, pool, roi_options, rois_of
 from .roi_heads import CovidROIHeads, LesionROIHeads
+from .roi_pooling import pool_boxes
 
 ROIS_AT_ONCE = 256
 """RoIs that are pooled, then go through the box head, on a CPU: what they take, 13 MB, stays in the cache."""
@@ -35,28 +35,17 @@ class FastPooler(nn.Module):
         """
         super().__init__()
         self.plain, self.quick = pooler, quick
-        self.output_size = pooler.output_size
+        self.output_size = tuple(pooler.output_size)
 
     def can_be_quick(self, features: list[torch.Tensor]) -> bool:
         """Whether RoIs are pooled by a sparse matrix."""
         return self.quick and can_be_quick(self.plain, features)
 
-    def roi_options(self, features: list[torch.Tensor]) -> dict:
-        """What :func:`.roi_align.roi_align_matrix` asks for, besides the RoIs."""
-        images, _, height, width = features[0].shape
-        level = self.plain.level_poolers[0]
-        return {
-            "map_size": (images, height, width),
-            "output_size": self.output_size,
-            "spatial_scale": level.spatial_scale,
-            "sampling_ratio": level.sampling_ratio,
-        }
-
     def forward(self, features: list[torch.Tensor], boxes: list[Boxes]) -> torch.Tensor:
         """(R, C, M, M), channels last, of the features' type."""
         if self.can_be_quick(features):
             return pool(self.plain, features, boxes)
-        pooled = self.plain([x.float() for x in features], boxes)
+        pooled = pool_boxes(self.plain, [x.float() for x in features], boxes)
         return pooled.to(dtype=features[0].dtype, memory_format=torch.channels_last)
 
 
@@ -77,16 +66,22 @@ class FastBoxHead(nn.Module):
         self.weight = nn.Parameter(first.contiguous(memory_format=torch.channels_last), requires_grad=False)
         self.bias = nn.Parameter(head.fcs[0].bias.detach(), requires_grad=False)
         self.fcs = nn.ModuleList(head.fcs[1:])
+        self.channels = head.fcs[-1].out_features
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(R, C, M, M), best channels last, to (R, F)."""
         x = self.convs(x.contiguous(memory_format=torch.channels_last))
         if x.device.type == "cpu" and len(x):
             # As a convolution without padding, which runs a fifth faster than as a matrix product.
-            x = F.relu_(F.conv2d(x, self.weight, self.bias)).flatten(1)
+            x = F.conv2d(x, self.weight, self.bias).flatten(1)
         else:
             weight = self.weight.permute(0, 2, 3, 1).flatten(1)
-            x = F.relu_(F.linear(x.permute(0, 2, 3, 1).flatten(1), weight, self.bias))
+            x = F.linear(x.permute(0, 2, 3, 1).flatten(1), weight, self.bias)
+        return self.after_first(x)
+
+    def after_first(self, x: torch.Tensor) -> torch.Tensor:
+        """All that follows the first fully connected layer: (R, O) to (R, F)."""
+        x = F.relu_(x)
         for layer in self.fcs:
             x = F.relu_(layer(x))
         return x
@@ -129,16 +124,17 @@ class FastROIHeads(nn.Module):
     def box_features(self, features: dict[str, torch.Tensor], boxes: list[Boxes]) -> torch.Tensor:
         """The box head's features (R, F) of N images' boxes."""
         maps = [features[name] for name in self.box_in_features]
-        if not self.box_pooler.can_be_quick(maps) or not sum(map(len, boxes)):
+        if not self.box_pooler.can_be_quick(maps):
             return self.box_head(self.box_pooler(maps, boxes))
-        matrix = roi_align_matrix(rois_of(boxes), **self.box_pooler.roi_options(maps))
-        table = feature_table(maps[0])
-        height, width = self.box_pooler.output_size
-        found = []
-        for part in _in_parts(matrix, ROIS_AT_ONCE * height * width):
-            pooled = part.apply(table).view(-1, height, width, table.shape[1]).permute(0, 3, 1, 2)
-            found.append(self.box_head(pooled))
-        return torch.cat(found)
+        rois, options = rois_of(boxes), roi_options(self.box_pooler.plain, maps)
+        table, (height, width) = feature_table(maps[0]), options["output_size"]
+        out = table.new_empty(len(rois), self.box_head.channels)
+        for group in groups_by_reach(rois, options["output_size"], options["spatial_scale"]):
+            matrix = roi_align_matrix(rois[group], **options)
+            for part, rows in zip(group.split(ROIS_AT_ONCE), matrix.parts(ROIS_AT_ONCE * height * width), strict=True):
+                pooled = rows.apply(table).view(len(part), height, width, -1).permute(0, 3, 1, 2)
+                out[part] = self.box_head(pooled)
+        return out
 
     def forward_with_given_boxes(
         self, features: dict[str, torch.Tensor], instances: list[Instances]
@@ -152,12 +148,10 @@ class FastROIHeads(nn.Module):
     def mask_logits(self, features: list[torch.Tensor], boxes: list[Boxes]) -> torch.Tensor:
         """(R, K, 2 M, 2 M) of N images' boxes."""
         pooler, head = self.mask_pooler, self.mask_head
-        if not head.convs or not pooler.can_be_quick(features) or not sum(map(len, boxes)):
+        if not head.convs or not pooler.can_be_quick(features):
             return head.layers(pooler(features, boxes))
-        options = pooler.roi_options(features)
         first, *others = head.convs
-        rois = convolved_rois(rois_of(boxes), **options)
-        x = F.relu_(roi_align_conv(features[0], first.weight, first.bias, rois, options["output_size"]))
+        x = F.relu_(first_convolution(pooler.plain, first, features, boxes))
         for conv in others:
             x = conv(x)
         return head.upsampled(x)
@@ -215,12 +209,3 @@ def _channels(head: FastRCNNConvFCHead, size: tuple[int, int]) -> int:
     if head.conv_norm_relus:
         return head.conv_norm_relus[0].in_channels
     return head.fcs[0].in_features // (size[0] * size[1])
-
-
-def _in_parts(matrix: SparseRows, rows: int):
-    """The matrix, so many rows at a time."""
-    total = len(matrix.starts) - 1
-    for first in range(0, total, rows):
-        starts = matrix.starts[first : min(first + rows, total) + 1]
-        begin, end = int(starts[0]), int(starts[-1])
-        yield SparseRows(matrix.columns[begin:end], matrix.weights[begin:end], starts - begin, matrix.num_columns)

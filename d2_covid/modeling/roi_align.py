@@ -54,26 +54,28 @@ def axis_weights(
     else:
         grid = size.ceil().clamp(min=0)
         most = max(1, int(grid.max())) if len(grid) else 1
-    step = torch.arange(max(bins, most), dtype=low.dtype, device=low.device)
+    # Tensors are (samples, bins, R), or (samples, cells read, bins, R): RoIs last, so that inner loops are long.
+    step = torch.arange(max(bins, most), dtype=low.dtype, device=low.device)[:, None]
     # In torchvision's order of operations: neighbours of a cell's border must fall on the same side of it.
-    begin = low[:, None] + step[:bins] * size[:, None]
-    inside = (step[:most] + 0.5) * size[:, None] / grid.clamp(min=1)[:, None]
-    at = begin[:, :, None] + inside[:, None]
-    counts = (at >= -1) & (at <= cells) & (step[:most] < grid[:, None])[:, None]
-    share = counts / grid.clamp(min=1)[:, None, None]
-    at = torch.where(step[:most] < grid[:, None, None], at, at[..., :1]).clamp_(0, cells - 1)
+    begin = low + step[:bins] * size
+    inside = (step[:most] + 0.5) * size / grid.clamp(min=1)
+    at = begin + inside[:, None]
+    sampled = (step[:most] < grid)[:, None]
+    share = ((at >= -1) & (at <= cells) & sampled) / grid.clamp(min=1)
+    at = torch.where(sampled, at, at[:1]).clamp_(0, cells - 1)
     nearest = at.floor()
-    first = nearest.amin(-1, keepdim=True)
-    reach = int((nearest.amax(-1, keepdim=True) - first).max()) + 2 if at.numel() else 2
+    first = nearest.amin(0)
+    reach = int((nearest.amax(0) - first).max()) + 2 if at.numel() else 2
     if reach > 2 * most:
         # Samples lie far apart: two cells each, none in between.
         after = at - nearest
-        read = torch.stack((nearest, nearest + 1), dim=-1).flatten(2)
-        weights = (torch.stack((1 - after, after), dim=-1) * share[..., None]).flatten(2)
+        read = torch.stack((nearest, nearest + 1), dim=1).flatten(0, 1)
+        weights = (torch.stack((1 - after, after), dim=1) * share[:, None]).flatten(0, 1)
     else:
-        read = first + torch.arange(reach, dtype=at.dtype, device=at.device)
-        weights = ((1 - (at[..., None] - read[:, :, None]).abs()).clamp_(min=0) * share[..., None]).sum(-2)
-    return AxisWeights(read.clamp_(max=cells - 1).int(), weights)
+        read = first + torch.arange(reach, dtype=at.dtype, device=at.device)[:, None, None]
+        weights = ((1 - (at[:, None] - read).abs_()).clamp_(min=0) * share[:, None]).sum(0)
+    cells_read = read.clamp_(max=cells - 1).int()
+    return AxisWeights(*(x.permute(2, 1, 0).contiguous() for x in (cells_read, weights)))
 
 
 @dataclass(frozen=True)
@@ -210,11 +212,37 @@ def roi_align_matrix(
     y = (rows.cells + (rois[:, 0].int() * height)[:, None, None]) * width
     parts = []
     for part in _slices(len(rois), max(1, ENTRIES_AT_ONCE // (entries * output_size[0] * output_size[1]))):
-        cells = y[part, :, None, :, None] + columns.cells[part, None, :, None, :]
-        weights = rows.weights[part, :, None, :, None] * columns.weights[part, None, :, None, :]
+        cells = torch.add(*_crossed(y[part], columns.cells[part]))
+        weights = torch.mul(*_crossed(rows.weights[part], columns.weights[part]))
         matrix = SparseRows.of(cells.view(-1, entries), weights.view(-1, entries), images * height * width)
         parts.append(matrix.without_zeros() if entries > DENSE_ENTRIES else matrix)
     return parts[0] if len(parts) == 1 else SparseRows.joined(parts)
+
+
+def _crossed(rows: torch.Tensor, columns: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(R, h, n) and (R, w, m), to be combined to (R, h, w, n * m): each with each.
+
+    The last dimension is written out: broadcast along n and m it makes inner loops of so few steps, which take thrice
+    as long.
+    """
+    across = rows[..., None].expand(-1, -1, -1, columns.shape[-1]).flatten(2)
+    down = columns[:, :, None].expand(-1, -1, rows.shape[-1], -1).flatten(2)
+    return across[:, :, None], down[:, None]
+
+
+def groups_by_reach(
+    rois: torch.Tensor, output_size: tuple[int, int], spatial_scale: float
+) -> list[torch.Tensor]:
+    """Indices of RoIs in groups whose matrices are small: the widest bin of a group sets how many cells all bins read.
+
+    Two groups: bins of up to two cells along both axes, which read three at most, unless a bin has many samples; and
+    the others. Arguments as for :func:`roi_align_matrix`.
+    """
+    height, width = output_size
+    size = (rois[:, 3:] - rois[:, 1:3]) * spatial_scale
+    small = (size <= size.new_tensor([2 * width, 2 * height])).all(dim=1)
+    groups = (small.nonzero()[:, 0], small.logical_not_().nonzero()[:, 0])
+    return [group for group in groups if len(group)]
 
 
 def _slices(total: int, step: int) -> list[slice]:

@@ -107,11 +107,22 @@ def mask_logits(
     if not _is_known(head) or not can_be_quick(pooler, features):
         return head.layers(pool(pooler, features, boxes))
     first = head.conv_norm_relus[0]
-    rois = rois_of(boxes)
-    x = torch.cat([_convolved(pooler, first, features, part) for part in _by_lines(rois, pooler, features)])
+    x = first_convolution(pooler, first, features, boxes)
     for step in (first.norm, first.activation, *head.conv_norm_relus[1:]):
         x = x if step is None else step(x)
     return upsampled_logits(head, x)
+
+
+def first_convolution(
+    pooler: ROIPooler, conv: nn.Module, features: list[torch.Tensor], boxes: list[Boxes]
+) -> torch.Tensor:
+    """A 3x3 convolution of pooled features, (R, O, M, M), without the norm and activation that its layer has behind it.
+
+    Args:
+        conv: has ``weight`` (O, C, 3, 3) and ``bias``, and pads by 1; :func:`can_be_quick` holds.
+    """
+    parts = _by_lines(rois_of(boxes), pooler, features)
+    return torch.cat([_convolved(pooler, conv, features, part) for part in parts])
 
 
 def upsampled_logits(head: MaskRCNNConvUpsampleHead, x: torch.Tensor) -> torch.Tensor:

@@ -112,9 +112,9 @@ def _quoted(argument: str) -> str:
 
 
 def phantom_row(model: str) -> Row:
-    """The training on phantoms that the other rows of this model may start from: the quick config's."""
+    """The training on phantoms that the other rows of this model may start from: the quick config's, in bfloat16."""
     config = f"configs/quick/mask_rcnn_{MODELS[model]}_phantom.yaml"
-    return Row("phantom", model, "scratch", PHANTOM_SEED, "lesion", config, data=())
+    return Row("phantom", model, "scratch", PHANTOM_SEED, "lesion", config, ("SOLVER.AMP.ENABLED", "True"), data=())
 
 
 def _lesion_rows(recipe: str, configs: str, starts: Sequence[str], opts: Sequence[str]) -> list[Row]:

@@ -1,4 +1,11 @@
-from d2_covid.modeling.roi_align import SparseRows, feature_table, interpolate, roi_align, roi_align_matrix
+from d2_covid.modeling.roi_align import (
+    SparseRows,
+    feature_table,
+    groups_by_reach,
+    interpolate,
+    roi_align,
+    roi_align_matrix,
+)
 from d2_covid.modeling.roi_conv import convolved_rois, roi_align_conv
 
 import pytest
@@ -50,6 +57,22 @@ def test_is_torchvisions_roi_align(sampling_ratio, size, scale, channels_last):
     gradient = torch.randn(expected.shape, generator=torch.Generator().manual_seed(5))
     (wanted,), (found,) = (torch.autograd.grad(x, features, gradient) for x in (expected, pooled))
     assert close(found, wanted)
+
+
+def test_groups_by_reach_hold_every_roi_once_in_order():
+    rois = rois_over(1 / 4)
+    groups = groups_by_reach(rois, (3, 5), 1 / 4)
+    assert len(groups) == 2 and all(group.diff().gt(0).all() for group in groups)
+    assert torch.cat(groups).sort().values.tolist() == list(range(len(rois)))
+    options = {"map_size": (2, HEIGHT, WIDTH), "output_size": (3, 5), "spatial_scale": 1 / 4, "sampling_ratio": 2}
+    whole = roi_align_matrix(rois, **options)
+    table = feature_table(feature_map().detach())
+    expected = whole.apply(table).view(len(rois), 15, -1)
+    for group in groups:
+        assert close(roi_align_matrix(rois[group], **options).apply(table).view(len(group), 15, -1), expected[group])
+    small, large = (len(roi_align_matrix(rois[group], **options).columns) / len(group) for group in groups)
+    assert small < large and small < len(whole.columns) / len(rois)
+    assert groups_by_reach(rois[:0], (3, 5), 1 / 4) == []
 
 
 def test_gradient_in_double_precision():

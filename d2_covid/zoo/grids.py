@@ -31,6 +31,7 @@ _ON_AT_512 = (
     *("INPUT.MIN_SIZE_TEST", "512", "INPUT.MAX_SIZE_TEST", "1024"),
     *("SOLVER.EPOCHS", "8", "SOLVER.BASE_LR", "0.0004"),
 )
+_THREE_TIMES = ("SOLVER.EPOCHS", "27", "SOLVER.CHECKPOINT_EPOCHS", "3.0")
 _FEWER_CHECKPOINTS = ("SOLVER.CHECKPOINT_EPOCHS", "5.0")
 # The learning rate grows with the batch, as Detectron2 advises: 8 slices, 8 times the paper's.
 _PAPER_BATCH_8 = ("SOLVER.IMS_PER_BATCH", "8", "SOLVER.BASE_LR", "0.00008")
@@ -141,6 +142,7 @@ def _rows_on_from_tuned() -> list[Row]:
 GRIDS: dict[str, Callable[[], list[Row]]] = {
     "phantom": lambda: [phantom_row(model) for model in MODELS],
     "tuned": lambda: _lesion_rows("tuned", "configs/segmentation/tuned", ("phantoms", "scratch"), ()),
+    "tuned_3x": lambda: _lesion_rows("tuned_3x", "configs/segmentation/tuned", ("phantoms",), _THREE_TIMES),
     "tuned_512": _rows_on_from_tuned,
     "tuned_long": lambda: _lesion_rows("tuned_long", "configs/segmentation/tuned", ("phantoms",), _LONG),
     "paper": lambda: _lesion_rows("paper", "configs/segmentation", ("scratch",), _FEWER_CHECKPOINTS),

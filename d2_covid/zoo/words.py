@@ -3,6 +3,7 @@
 RECIPES = {
     "tuned": "`configs/Base-LesionMaskRCNN-tuned.yaml` as it stands: 9 passes at 384 pixels, made for half an hour on "
     "one CPU core",
+    "tuned_3x": "the tuned recipe, three times as long",
     "tuned_512": "goes on from `tuned` (from phantoms, the same seed) with 8 passes at 512 pixels; its seconds come on "
     "top of that row's",
     "tuned_long": "the tuned recipe, longer and larger, for a GPU",

@@ -33,7 +33,9 @@ def test_every_row_is_a_config_that_loads_and_repeats_by_its_command(grid, repos
         assert cfg.MODEL.RPN.IN_FEATURES == cfg.MODEL.ROI_HEADS.IN_FEATURES == ["p" + cfg.MODEL.FPN.IN_FEATURES[0][-1]]
 
 
-@pytest.mark.parametrize("recipe, number", [("phantom", 4), ("tuned", 24), ("tuned_long", 12), ("paper", 12)])
+@pytest.mark.parametrize(
+    "recipe, number", [("phantom", 4), ("tuned", 24), ("tuned_3x", 12), ("tuned_long", 12), ("paper", 12)]
+)
 def test_rows_cover_models_starts_and_seeds(recipe, number):
     rows = lesion_grid(recipe)
     assert len(rows) == number
@@ -67,6 +69,9 @@ def test_recipes_say_what_they_are():
     long = cfg(lesion_grid("tuned_long")[0])
     assert (long.INPUT.MIN_SIZE_TRAIN, long.INPUT.MIN_SIZE_TEST, long.SOLVER.EPOCHS) == ((512,), 512, 36)
     assert long.SOLVER.IMS_PER_BATCH == 8 and long.SOLVER.LR_SCHEDULER_NAME == "WarmupCosineLR"
+    thrice = cfg(lesion_grid("tuned_3x")[0])
+    assert thrice.SOLVER.EPOCHS == 3 * cfg(lesion_grid("tuned")[0]).SOLVER.EPOCHS
+    assert thrice.INPUT == cfg(lesion_grid("tuned")[0]).INPUT
     phantom, tuned = cfg(lesion_grid("phantom")[0]), cfg(lesion_grid("tuned")[0])
     assert phantom.MODEL.ANCHOR_GENERATOR == tuned.MODEL.ANCHOR_GENERATOR  # or the one could not start from the other
     ours, papers = (cfg(classifier_rows(grid, "R18-T1", "x", "w")[0]) for grid in CLASSIFIER_GRIDS)

@@ -5,15 +5,19 @@
     python tools/train_mayaku.py --name radiopaedia --minutes 6 --device cuda --output output/mayaku
 
 The set is one that datasets/prepare_cncb.py made: annotations/merge_train.json is trained on, merge_val.json evaluated.
-One epoch is trained first, to see how long it takes; then as many as fit into the minutes, from new random weights.
+A few steps are trained first, to see how long they take; then, from new random weights, as many epochs as fit into the
+minutes, or one epoch over a part of the slices, drawn at random, where not even one fits. On a CPU mayaku computes in
+float32, whatever is asked of it; on a GPU in bfloat16.
 
 Exit status: 0 done, 2 bad input.
 """
 
 import argparse
 import json
+import random
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Sequence
 
@@ -26,12 +30,26 @@ from d2_covid.data.files import write_json
 from d2_covid.errors import UserError
 from d2_covid.inference.model_source import choose_device
 
+PROBE_STEPS = 6
+"""Steps of the training that shows how long a step takes; start-up is among what it takes."""
+
+
+@dataclass(frozen=True)
+class LesionSet:
+    """A split's json, the folder of its images, and how many slices it names."""
+
+    annotations: Path
+    images: Path
+    slices: int
+
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--name", required=True, help="name of the prepared set")
     parser.add_argument("--model", default="R_18_T1", help="our model whose shape it takes (default R_18_T1)")
+    parser.add_argument("--size", type=int, help="side of the input in pixels [that of our config, 512]")
+    parser.add_argument("--seed", type=int, default=1, help="of the slices drawn, where not all are (default 1)")
     length = parser.add_mutually_exclusive_group(required=True)
     length.add_argument("--minutes", type=float, help="of training")
     length.add_argument("--epochs", type=int, help="of training, instead")
@@ -49,25 +67,35 @@ def main(argv: Sequence[str] | None = None) -> int:
     if mayaku_version() is None:
         raise UserError("mayaku is not installed; run: pip install mayaku")
     device = "cuda" if choose_device(args.device).startswith("cuda") else "cpu"
-    cfg = get_config(f"segmentation/mask_rcnn_{args.model}_FPN.yaml")
-    data = {split: _set(args.name, split) for split in ("train", "val")}
+    opts = ["INPUT.MIN_SIZE_TEST", args.size, "INPUT.MAX_SIZE_TEST", 2 * args.size] if args.size else []
+    cfg = get_config(f"segmentation/mask_rcnn_{args.model}_FPN.yaml", opts)
+    train, val = (_set(args.name, split) for split in ("train", "val"))
     epochs = args.epochs
     if epochs is None:
-        _, seconds = _train(cfg, data, args, device, 1, args.output / "one_epoch")
-        epochs = max(1, round(args.minutes * 60 / seconds))
-        print(f"an epoch takes {seconds:.0f} s; training {epochs}", file=sys.stderr, flush=True)
-    trained, seconds = _train(cfg, data, args, device, epochs, args.output / "training")
+        probe = _part(train, PROBE_STEPS * args.batch, args.seed, args.output / "probe.json")
+        _, seconds = _train(cfg, probe, args, device, 1, args.output / "probe")
+        seconds /= probe.slices
+        epochs, fits = plan_length(args.minutes, seconds, train.slices)
+        train = _part(train, fits, args.seed, args.output / "train.json")
+        say = f"{seconds:.2f} s a slice; training {epochs} x {train.slices} slices"
+        print(say, file=sys.stderr, flush=True)
+    trained, seconds = _train(cfg, train, args, device, epochs, args.output / "training")
 
     from mayaku import evaluate
 
-    annotations, images = data["val"]
     metrics = evaluate(
-        trained["final_weights"], annotations=annotations, images=images, output_dir=args.output, device=device
+        trained["final_weights"],
+        annotations=val.annotations,
+        images=val.images,
+        output_dir=args.output,
+        device=device,
     )
     result = {
         "mayaku": mayaku_version(),
         "device": device,
+        "size": cfg.INPUT.MIN_SIZE_TEST,
         "epochs": epochs,
+        "slices": train.slices,
         "batch": args.batch,
         "training_seconds": seconds,
         "metrics": metrics,
@@ -76,28 +104,48 @@ def main(argv: Sequence[str] | None = None) -> int:
     for task in ("bbox", "segm"):
         numbers = ", ".join(f"{name} {value:.4g}" for name, value in metrics.get(task, {}).items())
         print(f"{task}: {numbers}")
-    print(f"{epochs} epochs in {seconds / 60:.1f} minutes on {device}; {args.output / 'result.json'}")
+    took = f"{epochs} x {train.slices} slices in {seconds / 60:.1f} minutes on {device}"
+    print(f"{took}; {args.output / 'result.json'}")
     return 0
 
 
-def _set(name: str, split: str) -> tuple[Path, Path]:
-    """A split's json and its image folder."""
+def plan_length(minutes: float, seconds: float, slices: int) -> tuple[int, int]:
+    """Epochs and slices that fit into ``minutes``, a slice taking ``seconds``: whole sets, or a part of it once."""
+    fit = max(1, int(minutes * 60 / seconds))
+    return max(1, round(fit / slices)), min(slices, fit)
+
+
+def _set(name: str, split: str) -> LesionSet:
     path = prepared_json(name, "merge", split)
     if not path.is_file():
         raise UserError(f"{path} is not there; make it with datasets/prepare_cncb.py --name {name}.")
-    return path, Path(load_lesion_json(path).image_root)
+    return LesionSet(path, Path(load_lesion_json(path).image_root), len(json.loads(path.read_bytes())["images"]))
 
 
-def _train(cfg, data, args: argparse.Namespace, device: str, epochs: int, output: Path) -> tuple[dict[str, Any], float]:
+def _part(data: LesionSet, slices: int, seed: int, path: Path) -> LesionSet:
+    """So many slices of a set, drawn at random, written to ``path``; the set itself where it has no more."""
+    if slices >= data.slices:
+        return data
+    content = json.loads(data.annotations.read_bytes())
+    images = random.Random(seed).sample(content["images"], slices)
+    kept = {image["id"] for image in images}
+    annotations = [one for one in content["annotations"] if one["image_id"] in kept]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, {**content, "images": images, "annotations": annotations})
+    return LesionSet(path, data.images, slices)
+
+
+def _train(
+    cfg, data: LesionSet, args: argparse.Namespace, device: str, epochs: int, output: Path
+) -> tuple[dict[str, Any], float]:
     """What mayaku's own training gives, and the seconds that it took, evaluation not among them."""
     from mayaku import train
 
-    annotations, images = data["train"]
     started = time.perf_counter()
     done = train(
         config=mayaku_config(cfg),
-        train_annotations=annotations,
-        train_images=images,
+        train_annotations=data.annotations,
+        train_images=data.images,
         output_dir=output,
         num_epochs=epochs,
         device=device,

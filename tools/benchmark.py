@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Measures d2_covid beside torchvision's Mask R-CNN and others, in one run on this machine.
 
-    python tools/benchmark.py                         # everything for this device, some six minutes on two cores
+    python tools/benchmark.py                         # everything for this device, some twelve minutes on two cores
     python tools/benchmark.py --quick                 # the ratios alone, in less than a minute
     python tools/benchmark.py --only segmentation,training
     python tools/benchmark.py --device cuda --only evaluation,training-run,cached-classifier

@@ -16,6 +16,9 @@ from ..errors import UserError
 from .augmentation import Augmentation
 from .preprocessing import network_input, read_slice, resize_transform
 
+MASKS_AT_ONCE = 255
+"""As many as one byte a pixel can number."""
+
 
 class LesionDatasetMapper:
     """Reads a slice and its lesions, augments them in training, and resizes them to the network's input.
@@ -165,17 +168,20 @@ def transformed_masks(
 ) -> np.ndarray:
     """Masks after ``transforms``, (R, h, w) bool.
 
-    Up to 255 masks without a pixel in common, as components are, go through the transforms together, as one image of
-    their numbers.
+    Masks without a pixel in common, as components are, go through the transforms together, 255 at a time as one image
+    of their numbers.
     """
-    if not segmentations:
-        return np.zeros((0, *image_size), dtype=bool)
-    planes = mask_util.decode(list(segmentations)).transpose(2, 1, 0)  # contiguous: columns first
-    numbers = np.zeros(planes.shape[1:], dtype=np.uint8)
-    if len(planes) <= 255:
+    out = np.zeros((len(segmentations), *image_size), dtype=bool)
+    for first in range(0, len(segmentations), MASKS_AT_ONCE):
+        part = slice(first, first + MASKS_AT_ONCE)
+        planes = mask_util.decode(list(segmentations[part])).transpose(2, 1, 0)  # contiguous: columns first
+        numbers = np.zeros(planes.shape[1:], dtype=np.uint8)
         for number, plane in enumerate(planes, start=1):
             numbers += plane * np.uint8(number)
         if np.count_nonzero(numbers) == sum(map(cv2.countNonZero, planes)):
             numbers = transforms.apply_segmentation(np.ascontiguousarray(numbers.T))
-            return numbers == np.arange(1, len(planes) + 1, dtype=np.uint8)[:, None, None]
-    return np.stack([transforms.apply_segmentation(np.ascontiguousarray(plane.T)) for plane in planes]).astype(bool)
+            np.equal(numbers, np.arange(1, len(planes) + 1, dtype=np.uint8)[:, None, None], out=out[part])
+        else:
+            for i, plane in enumerate(planes, start=first):
+                out[i] = transforms.apply_segmentation(np.ascontiguousarray(plane.T))
+    return out

@@ -119,6 +119,21 @@ def test_masks_go_through_the_transforms_as_each_would_alone(count, overlapping)
     assert torch.equal(instances.gt_boxes.tensor, instances.gt_masks.get_bounding_boxes().tensor)
 
 
+def test_masks_that_do_not_overlap_are_transformed_255_at_a_time():
+    class Counting:
+        calls = 0
+
+        def apply_segmentation(self, segmentation):
+            self.calls += 1
+            return segmentation
+
+    masks = np.zeros((600, 20, 30), dtype=bool)
+    masks.reshape(600, -1)[np.arange(600), np.arange(600)] = True
+    counting = Counting()
+    np.testing.assert_array_equal(transformed_masks([encode_mask(mask) for mask in masks], counting, (20, 30)), masks)
+    assert counting.calls == 3
+
+
 def test_brightness_and_contrast_looked_up_are_those_computed():
     image = np.random.default_rng(2).integers(0, 256, (60, 80), dtype=np.uint8)
     for seed in range(4):

@@ -106,6 +106,20 @@ def phantom_groups(records: Iterable[Mapping[str, Any]]) -> list[Group]:
     ]
 
 
+def started_elsewhere(records: Iterable[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """Names of finished trainings that started from another model than the one whose record stands beside theirs, each
+    with the name of that model's row."""
+    by_name = {record["name"]: record for record in records}
+    needs = {row.name: row.needs for grid in GRIDS.values() for row in grid()}
+    found = []
+    for name, record in by_name.items():
+        start = by_name.get(needs.get(name), {})
+        known = record["status"] == FINISHED and None not in (start.get("weights_sha256"), record.get("start_sha256"))
+        if known and start["weights_sha256"] != record["start_sha256"]:
+            found.append((name, start["name"]))
+    return found
+
+
 def on_phantoms(record: Mapping[str, Any]) -> bool:
     """Whether a record is of a training on phantoms."""
     return record["config"].endswith("_phantom.yaml")

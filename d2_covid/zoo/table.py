@@ -5,8 +5,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from . import paper_figures
-from .summary import Group, groups_of, phantom_groups, stem_of
-from .words import CLASSIFIER_HEAD, COMMANDS_HEAD, LESION_NOTES, PAPER_HEAD, PHANTOM_HEAD, RECIPES, ZOO_HEAD
+from .summary import Group, groups_of, phantom_groups, started_elsewhere, stem_of
+from .words import (
+    CLASSIFIER_HEAD,
+    COMMANDS_HEAD,
+    LESION_NOTES,
+    OTHER_START,
+    PAPER_HEAD,
+    PHANTOM_HEAD,
+    RECIPES,
+    ZOO_HEAD,
+)
 
 _AP = ("segm/AP", "segm/AP50", "segm/AP75", "bbox/AP", "paper_ap/AP")
 _DICE = ("union/dice", "union/pooled_dice")
@@ -27,12 +36,12 @@ def zoo_page(records: Sequence[Mapping[str, Any]]) -> str:
     """
     lesions, classifiers = groups_of(records, "lesion"), groups_of(records, "classifier")
     phantoms = phantom_groups(records)
-    parts = [ZOO_HEAD, _lesions(lesions), _phantoms(phantoms), _classifiers(classifiers)]
+    parts = [ZOO_HEAD, _lesions(lesions, records), _phantoms(phantoms), _classifiers(classifiers)]
     parts += [_missing([*lesions, *phantoms, *classifiers]), _papers()]
     return "\n".join(part.rstrip() + "\n" for part in parts)
 
 
-def _lesions(groups: Sequence[Group]) -> str:
+def _lesions(groups: Sequence[Group], records: Sequence[Mapping[str, Any]]) -> str:
     train, val = (_data_of(groups, split) for split in ("train", "test"))
     about = ["## Lesions, on public COVID-19 CT", ""]
     if train and val:
@@ -47,6 +56,8 @@ def _lesions(groups: Sequence[Group]) -> str:
             intervals.append([*row, *ends])
     first = ("", "recipe", "start", "model")
     notes = LESION_NOTES.format(patients=val.get("patients", "The"))
+    if other := started_elsewhere(records):
+        notes += "".join(f"{line}\n" for line in [OTHER_START, *(f"  - `{a}`, from `{b}`." for a, b in other)])
     parts = [*about, markdown([*first, *_TRAINING, *_OF_LESIONS], rows), "", _recipes(groups), "", notes]
     if intervals:
         title = "95 % intervals over the patients of the validation split:"

@@ -42,8 +42,13 @@ LESION_NOTES = """\
   than they number. No patient is on both sides.
 - **Seconds.** *Steps* is the training alone, summed up from the log (the median of every 20 iterations); *all* is from
   start to end by the clock, with start-up, checkpoints and evaluation. Where trainings shared a device (*at a time*),
-  each took longer than it would have alone. The time of the training on phantoms comes on top.
+  each took longer than it would have alone; and rows were run on different days, when other work slowed the machine
+  more or less. The time of the training on phantoms comes on top.
 """
+
+OTHER_START = """\
+- **Started from an earlier training.** The model that these started from was made by the same command as the one whose
+  figures stand here, before it was trained again, with other rounding:"""
 
 COMMANDS_HEAD = """\
 The commands of the rows, for the first seed. The data is made by `python tools/model_zoo.py data --source DIR`;

@@ -65,6 +65,18 @@ def test_one_recipe_is_one_way_to_train(record):
         zoo_page([record(), record(seed=2, opts=["SOLVER.EPOCHS", "3"])])
 
 
+def test_a_start_that_was_trained_again_is_told(record):
+    phantom = record("phantom", seed=17, config="configs/quick/mask_rcnn_R_18_T1_FPN_phantom.yaml")
+    same = record(start="phantoms", start_sha256=phantom["weights_sha256"])
+    other = record(start="phantoms", seed=2, start_sha256="1" * 64)
+    title, line = "Started from an earlier training", f"  - `{other['name']}`, from `{phantom['name']}`.\n"
+    assert title not in zoo_page([phantom, same]) and title not in zoo_page([same, other])
+    page = zoo_page([phantom, same, other])
+    assert page.count(title) == 1 and line in page and same["name"] not in page.partition(title)[2].partition("\n\n")[0]
+    running = {**other, "status": "not finished: x"}
+    assert title not in zoo_page([phantom, running])
+
+
 def test_trainings_on_phantoms_stand_apart(record):
     config = "configs/quick/mask_rcnn_R_18_T1_FPN_phantom.yaml"
     phantom = record("phantom", seed=17, config=config, ap50=77.0)

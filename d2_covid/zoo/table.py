@@ -21,11 +21,14 @@ _AP = ("segm/AP", "segm/AP50", "segm/AP75", "bbox/AP", "paper_ap/AP")
 _DICE = ("union/dice", "union/pooled_dice")
 _CLASS = (
     *("image/accuracy", "image/balanced_accuracy", "image/sensitivity-COVID-19", "image/specificity-COVID-19"),
-    "image/auc-COVID-19",
+    *("image/auc-COVID-19", "image/ece"),
 )
 _TRAINING = ("parameters", "seeds", "slices × passes", "seconds: steps (all)", "device")
 _OF_LESIONS = ("mask AP", "AP50", "AP75", "box AP", "paper's AP", "Dice", "pooled Dice")
-_OF_CLASSES = ("accuracy", "balanced accuracy", "COVID-19 sensitivity", "COVID-19 specificity", "ROC area")
+_OF_CLASSES = (
+    *("accuracy", "balanced accuracy", "COVID-19 sensitivity", "COVID-19 specificity"),
+    *("ROC area", "calibration error"),
+)
 
 
 def zoo_page(records: Sequence[Mapping[str, Any]]) -> str:

@@ -89,9 +89,10 @@ def test_trainings_on_phantoms_stand_apart(record):
 def test_classifiers_have_a_table_of_their_own(record):
     names = ("accuracy", "balanced_accuracy", "sensitivity-COVID-19", "specificity-COVID-19", "auc-COVID-19")
     figures = {f"image/{name}": {"value": 0.75, "low": 0.6, "high": 0.8} for name in names}
+    figures["image/ece"] = {"value": 0.1, "low": None, "high": None}
     page = zoo_page([record("classifier", start="tuned.phantoms.s1", kind="classifier", metrics=figures)])
     row = cells(page, "`classifier`", "tuned.phantoms.s1")
-    assert row[9:] == ["0.750"] * 5 + ["0.600 to 0.800"]
+    assert row[9:] == ["0.750"] * 5 + ["0.100", "0.600 to 0.800"]
     assert "- `classifier`, tuned.phantoms.s1, R18-T1, seeds 2, 3: not run." in page
 
 

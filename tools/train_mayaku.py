@@ -30,8 +30,8 @@ from d2_covid.data.files import write_json
 from d2_covid.errors import UserError
 from d2_covid.inference.model_source import choose_device
 
-PROBE_STEPS = 6
-"""Steps of the training that shows how long a step takes; start-up is among what it takes."""
+PROBE_STEPS = 2, 8
+"""Steps of the two trainings that show how long a slice takes, and how long start-up."""
 
 
 @dataclass(frozen=True)
@@ -72,12 +72,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     train, val = (_set(args.name, split) for split in ("train", "val"))
     epochs = args.epochs
     if epochs is None:
-        probe = _part(train, PROBE_STEPS * args.batch, args.seed, args.output / "probe.json")
-        _, seconds = _train(cfg, probe, args, device, 1, args.output / "probe")
-        seconds /= probe.slices
-        epochs, fits = plan_length(args.minutes, seconds, train.slices)
+        probes = []
+        for steps in PROBE_STEPS:
+            part = _part(train, steps * args.batch, args.seed, args.output / f"probe_{steps}.json")
+            _, took = _train(cfg, part, args, device, 1, args.output / f"probe_{steps}")
+            probes.append((part.slices, took))
+        seconds, start = slice_and_start(*probes)
+        epochs, fits = plan_length(args.minutes - start / 60, seconds, train.slices)
         train = _part(train, fits, args.seed, args.output / "train.json")
-        say = f"{seconds:.2f} s a slice; training {epochs} x {train.slices} slices"
+        say = f"{seconds:.2f} s a slice, {start:.0f} s to start; training {epochs} x {train.slices} slices"
         print(say, file=sys.stderr, flush=True)
     trained, seconds = _train(cfg, train, args, device, epochs, args.output / "training")
 
@@ -107,6 +110,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     took = f"{epochs} x {train.slices} slices in {seconds / 60:.1f} minutes on {device}"
     print(f"{took}; {args.output / 'result.json'}")
     return 0
+
+
+def slice_and_start(short: tuple[int, float], long: tuple[int, float]) -> tuple[float, float]:
+    """Seconds of a slice and of the start-up, from the slices and seconds of two trainings."""
+    (few, first), (many, second) = short, long
+    each = max(second - first, 0.0) / (many - few) if many > few else 0.0
+    each = each or second / many
+    return each, max(0.0, first - few * each)
 
 
 def plan_length(minutes: float, seconds: float, slices: int) -> tuple[int, int]:

@@ -36,6 +36,12 @@ def test_as_much_is_trained_as_fits(tool, minutes, seconds, slices, planned):
     assert tool.plan_length(minutes, seconds, slices) == planned
 
 
+def test_start_up_is_told_from_what_a_slice_takes(tool):
+    assert tool.slice_and_start((8, 10 + 8 * 2.0), (32, 10 + 32 * 2.0)) == (2.0, 10.0)
+    assert tool.slice_and_start((8, 9.0), (8, 8.0)) == (1.0, 1.0)  # the set has no more slices
+    assert tool.slice_and_start((8, 40.0), (32, 32.0)) == (1.0, 32.0)  # the first was slowed down
+
+
 def test_a_part_of_a_set_is_the_same_for_a_seed_and_whole_slices(tool, tmp_path):
     images = [{"id": i, "file_name": f"{i}.png"} for i in range(1, 10)]
     annotations = [{"id": i, "image_id": 1 + i % 9} for i in range(40)]

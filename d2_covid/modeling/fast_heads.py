@@ -73,15 +73,10 @@ class FastBoxHead(nn.Module):
         x = self.convs(x.contiguous(memory_format=torch.channels_last))
         if x.device.type == "cpu" and len(x):
             # As a convolution without padding, which runs a fifth faster than as a matrix product.
-            x = F.conv2d(x, self.weight, self.bias).flatten(1)
+            x = F.relu_(F.conv2d(x, self.weight, self.bias)).flatten(1)
         else:
             weight = self.weight.permute(0, 2, 3, 1).flatten(1)
-            x = F.linear(x.permute(0, 2, 3, 1).flatten(1), weight, self.bias)
-        return self.after_first(x)
-
-    def after_first(self, x: torch.Tensor) -> torch.Tensor:
-        """All that follows the first fully connected layer: (R, O) to (R, F)."""
-        x = F.relu_(x)
+            x = F.relu_(F.linear(x.permute(0, 2, 3, 1).flatten(1), weight, self.bias))
         for layer in self.fcs:
             x = F.relu_(layer(x))
         return x

@@ -44,6 +44,9 @@ class FastStem(nn.Module):
         self.colour = FastConv(weight, bias, **options)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.device.type == "cpu" and len(x) > 1:
+            # A slice's 16 MB are pooled before the next slice needs as many: new memory costs more than computing them.
+            return torch.cat([self(image) for image in x.split(1)])
         channels = x.shape[1]
         if channels == 1:
             out = self.border.correct(self.gray(x), *x.shape[-2:])

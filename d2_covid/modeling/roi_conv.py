@@ -127,5 +127,6 @@ def roi_align_conv(
     lines = interpolate(taps.view(-1, 3 * channels), rois.along_rows)
     bins = interpolate(lines.view(-1, channels), rois.along_columns)
     if bias is not None:
-        bins = bins + bias.to(bins.dtype)
+        # In place: they are the largest tensor of the mask head, and nothing else has them.
+        bins += bias.to(bins.dtype)
     return bins.view(-1, *output_size, channels).permute(0, 3, 1, 2)

@@ -121,8 +121,8 @@ def first_convolution(
     Args:
         conv: has ``weight`` (O, C, 3, 3) and ``bias``, and pads by 1; :func:`can_be_quick` holds.
     """
-    parts = _by_lines(rois_of(boxes), pooler, features)
-    return torch.cat([_convolved(pooler, conv, features, part) for part in parts])
+    parts = [_convolved(pooler, conv, features, part) for part in _by_lines(rois_of(boxes), pooler, features)]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def upsampled_logits(head: MaskRCNNConvUpsampleHead, x: torch.Tensor) -> torch.Tensor:
@@ -143,7 +143,7 @@ def upsampled_logits(head: MaskRCNNConvUpsampleHead, x: torch.Tensor) -> torch.T
         ]
     )
     if predictor.bias is not None:
-        logits = logits + predictor.bias.to(logits.dtype)
+        logits += predictor.bias.to(logits.dtype)
     logits = logits.view(num_rois, height, width, 2, 2, predictor.out_channels).permute(0, 5, 1, 3, 2, 4)
     return logits.reshape(num_rois, predictor.out_channels, 2 * height, 2 * width)
 

@@ -131,14 +131,16 @@ MEAN, STD = torch.tensor([123.675, 116.28, 103.53]).view(3, 1, 1), torch.tensor(
 @pytest.mark.parametrize("size", [(32, 32), (33, 48), (64, 40)])
 def test_the_stem_reads_one_channel_two_or_three(backbone, size):
     plain = backbone().bottom_up.stem
-    fast = FastStem(plain, MEAN, STD)
+    fast = FastStem(plain, MEAN, STD).to(memory_format=torch.channels_last)
     gray = torch.randint(0, 256, (2, 1, *size)).float()
     normal = (gray.expand(-1, 3, -1, -1) - MEAN) / STD
     expected = plain(normal)
     scale = expected.abs().max()
     inside = torch.ones_like(gray)
     for x in (gray, torch.cat((gray, inside), 1), normal):
-        assert (fast(x) - expected).abs().max() < 1e-5 * scale
+        found = fast(x.contiguous(memory_format=torch.channels_last))
+        assert (found - expected).abs().max() < 1e-5 * scale
+        assert found.is_contiguous(memory_format=torch.channels_last)
     padding = (0, 5, 0, 3)
     padded = torch.cat((F.pad(gray, padding), F.pad(inside, padding)), 1)
     assert (fast(padded) - plain(F.pad(normal, padding))).abs().max() < 1e-5 * scale

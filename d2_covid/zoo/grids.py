@@ -33,6 +33,7 @@ _ON_AT_512 = (
 )
 _THREE_TIMES = ("SOLVER.EPOCHS", "27", "SOLVER.CHECKPOINT_EPOCHS", "3.0")
 _FEWER_CHECKPOINTS = ("SOLVER.CHECKPOINT_EPOCHS", "5.0")
+_AS_TUNED = ("SOLVER.EPOCHS", "9", "SOLVER.CHECKPOINT_EPOCHS", "1.0")
 # The learning rate grows with the batch, as Detectron2 advises: 8 slices, 8 times the paper's.
 _PAPER_BATCH_8 = ("SOLVER.IMS_PER_BATCH", "8", "SOLVER.BASE_LR", "0.00008")
 _PAPER_CLASSIFIER = (
@@ -146,6 +147,7 @@ GRIDS: dict[str, Callable[[], list[Row]]] = {
     "tuned_512": _rows_on_from_tuned,
     "tuned_long": lambda: _lesion_rows("tuned_long", "configs/segmentation/tuned", ("phantoms",), _LONG),
     "paper": lambda: _lesion_rows("paper", "configs/segmentation", ("scratch",), _FEWER_CHECKPOINTS),
+    "paper_9": lambda: _lesion_rows("paper_9", "configs/segmentation", ("scratch",), _AS_TUNED),
     "paper_batch8": lambda: _lesion_rows(
         "paper_batch8", "configs/segmentation", ("scratch",), (*_PAPER_BATCH_8, *_FEWER_CHECKPOINTS)
     ),

@@ -46,7 +46,8 @@ LESION_NOTES = """\
 - **Seconds.** *Steps* is the training alone, summed up from the log (the median of every 20 iterations); *all* is from
   start to end by the clock, with start-up, checkpoints and evaluation. Where trainings shared a device (*at a time*),
   each took longer than it would have alone; and rows were run on different days, when other work slowed the machine
-  more or less. The time of the training on phantoms comes on top.
+  more or less. A row whose *all* is far above its *steps* stood still for a while: see its *steps*. The time of the
+  training on phantoms comes on top.
 """
 
 OTHER_START = """\

@@ -5,9 +5,9 @@
     python tools/train_mayaku.py --name radiopaedia --minutes 6 --device cuda --output output/mayaku
 
 The set is one that datasets/prepare_cncb.py made: annotations/merge_train.json is trained on, merge_val.json evaluated.
-A few steps are trained first, to see how long they take; then, from new random weights, as many epochs as fit into the
-minutes, or one epoch over a part of the slices, drawn at random, where not even one fits. On a CPU mayaku computes in
-float32, whatever is asked of it; on a GPU in bfloat16.
+A few steps are trained first, to see how long they take; then, from new random weights, as many slices as fit into the
+minutes: the whole set so many times, and a part of it, drawn at random, once more. On a CPU mayaku computes in float32,
+whatever is asked of it; on a GPU in bfloat16.
 
 Exit status: 0 done, 2 bad input.
 """
@@ -49,7 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--name", required=True, help="name of the prepared set")
     parser.add_argument("--model", default="R_18_T1", help="our model whose shape it takes (default R_18_T1)")
     parser.add_argument("--size", type=int, help="side of the input in pixels [that of our config, 512]")
-    parser.add_argument("--seed", type=int, default=1, help="of the slices drawn, where not all are (default 1)")
+    parser.add_argument("--seed", type=int, default=1, help="of the slices' order (default 1)")
     length = parser.add_mutually_exclusive_group(required=True)
     length.add_argument("--minutes", type=float, help="of training")
     length.add_argument("--epochs", type=int, help="of training, instead")
@@ -74,14 +74,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     if epochs is None:
         probes = []
         for steps in PROBE_STEPS:
-            part = _part(train, steps * args.batch, args.seed, args.output / f"probe_{steps}.json")
+            part = _drawn(train, steps * args.batch, args.seed, args.output / f"probe_{steps}.json")
             _, took = _train(cfg, part, args, device, 1, args.output / f"probe_{steps}")
             probes.append((part.slices, took))
         seconds, start = slice_and_start(*probes)
-        epochs, fits = plan_length(args.minutes - start / 60, seconds, train.slices)
-        train = _part(train, fits, args.seed, args.output / "train.json")
-        say = f"{seconds:.2f} s a slice, {start:.0f} s to start; training {epochs} x {train.slices} slices"
+        fit = max(1, int((args.minutes * 60 - start) / seconds))
+        say = f"{seconds:.2f} s a slice, {start:.0f} s to start; training {fit} slices, {fit / train.slices:.2f} passes"
         print(say, file=sys.stderr, flush=True)
+        epochs, train = 1, _drawn(train, fit, args.seed, args.output / "train.json")
     trained, seconds = _train(cfg, train, args, device, epochs, args.output / "training")
 
     from mayaku import evaluate
@@ -120,12 +120,6 @@ def slice_and_start(short: tuple[int, float], long: tuple[int, float]) -> tuple[
     return each, max(0.0, first - few * each)
 
 
-def plan_length(minutes: float, seconds: float, slices: int) -> tuple[int, int]:
-    """Epochs and slices that fit into ``minutes``, a slice taking ``seconds``: whole sets, or a part of it once."""
-    fit = max(1, int(minutes * 60 / seconds))
-    return max(1, round(fit / slices)), min(slices, fit)
-
-
 def _set(name: str, split: str) -> LesionSet:
     path = prepared_json(name, "merge", split)
     if not path.is_file():
@@ -133,14 +127,18 @@ def _set(name: str, split: str) -> LesionSet:
     return LesionSet(path, Path(load_lesion_json(path).image_root), len(json.loads(path.read_bytes())["images"]))
 
 
-def _part(data: LesionSet, slices: int, seed: int, path: Path) -> LesionSet:
-    """So many slices of a set, drawn at random, written to ``path``; the set itself where it has no more."""
-    if slices >= data.slices:
-        return data
-    content = json.loads(data.annotations.read_bytes())
-    images = random.Random(seed).sample(content["images"], slices)
-    kept = {image["id"] for image in images}
-    annotations = [one for one in content["annotations"] if one["image_id"] in kept]
+def _drawn(data: LesionSet, slices: int, seed: int, path: Path) -> LesionSet:
+    """So many slices of a set, each as often as any other or once more, with their lesions; written to ``path``."""
+    content, draw = json.loads(data.annotations.read_bytes()), random.Random(seed)
+    lesions: dict[int, list[dict]] = {}
+    for lesion in content["annotations"]:
+        lesions.setdefault(lesion["image_id"], []).append(lesion)
+    images, annotations = [], []
+    for first in range(0, slices, data.slices):
+        for image in draw.sample(content["images"], min(data.slices, slices - first)):
+            images.append({**image, "id": len(images) + 1})
+            for lesion in lesions.get(image["id"], []):
+                annotations.append({**lesion, "id": len(annotations) + 1, "image_id": len(images)})
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, {**content, "images": images, "annotations": annotations})
     return LesionSet(path, data.images, slices)

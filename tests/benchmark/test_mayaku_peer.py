@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import sys
+from collections import Counter
 
 from d2_covid.benchmark import mayaku_peer
 from d2_covid.benchmark.context import records
@@ -28,32 +29,30 @@ def tool(repository, monkeypatch):
     return tool
 
 
-@pytest.mark.parametrize(
-    "minutes, seconds, slices, planned",
-    [(10, 1, 100, (6, 100)), (10, 1, 400, (2, 400)), (10, 2, 500, (1, 300)), (0.01, 5, 500, (1, 1))],
-)
-def test_as_much_is_trained_as_fits(tool, minutes, seconds, slices, planned):
-    assert tool.plan_length(minutes, seconds, slices) == planned
-
-
 def test_start_up_is_told_from_what_a_slice_takes(tool):
     assert tool.slice_and_start((8, 10 + 8 * 2.0), (32, 10 + 32 * 2.0)) == (2.0, 10.0)
     assert tool.slice_and_start((8, 9.0), (8, 8.0)) == (1.0, 1.0)  # the set has no more slices
     assert tool.slice_and_start((8, 40.0), (32, 32.0)) == (1.0, 32.0)  # the first was slowed down
 
 
-def test_a_part_of_a_set_is_the_same_for_a_seed_and_whole_slices(tool, tmp_path):
-    images = [{"id": i, "file_name": f"{i}.png"} for i in range(1, 10)]
-    annotations = [{"id": i, "image_id": 1 + i % 9} for i in range(40)]
+@pytest.mark.parametrize("slices", [1, 4, 9, 13, 27])
+def test_slices_are_drawn_evenly_and_with_their_lesions(tool, tmp_path, slices):
+    images = [{"id": 100 + i, "file_name": f"{i}.png"} for i in range(9)]
+    annotations = [{"id": i, "image_id": 100 + i % 7, "area": i} for i in range(40)]
     (tmp_path / "all.json").write_text(json.dumps({"images": images, "annotations": annotations, "categories": [7]}))
     data = tool.LesionSet(tmp_path / "all.json", tmp_path, 9)
-    assert tool._part(data, 9, 1, tmp_path / "part.json") is data and not (tmp_path / "part.json").exists()
-    first, again, other = (tool._part(data, 4, seed, tmp_path / f"{n}.json") for n, seed in enumerate((1, 1, 2)))
-    content, same, differs = (json.loads(part.annotations.read_text()) for part in (first, again, other))
+    drawn = [tool._drawn(data, slices, seed, tmp_path / f"{n}.json") for n, seed in enumerate((1, 1, 2))]
+    content, same, differs = (json.loads(part.annotations.read_text()) for part in drawn)
     assert content == same != differs and content["categories"] == [7]
-    kept = {image["id"] for image in content["images"]}
-    assert len(kept) == first.slices == 4
-    assert content["annotations"] == [one for one in annotations if one["image_id"] in kept]
+    assert len(content["images"]) == drawn[0].slices == slices
+    times = Counter(image["file_name"] for image in content["images"])
+    assert set(times.values()) <= {slices // 9, slices // 9 + 1} and sum(times.values()) == slices
+    for part in (content["images"], content["annotations"]):
+        assert [one["id"] for one in part] == list(range(1, len(part) + 1))
+    for image in content["images"]:
+        here = sorted(one["area"] for one in content["annotations"] if one["image_id"] == image["id"])
+        number = int(image["file_name"].split(".")[0])
+        assert here == [i for i in range(40) if i % 7 == number]
 
 
 def test_training_without_mayaku_is_one_line(tool, monkeypatch, tmp_path):

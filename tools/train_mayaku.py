@@ -49,7 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--name", required=True, help="name of the prepared set")
     parser.add_argument("--model", default="R_18_T1", help="our model whose shape it takes (default R_18_T1)")
     parser.add_argument("--size", type=int, help="side of the input in pixels [that of our config, 512]")
-    parser.add_argument("--seed", type=int, default=1, help="of the slices' order (default 1)")
+    parser.add_argument("--seed", type=int, default=1, help="of the draw of slices, with --minutes (default 1)")
     length = parser.add_mutually_exclusive_group(required=True)
     length.add_argument("--minutes", type=float, help="of training")
     length.add_argument("--epochs", type=int, help="of training, instead")

@@ -33,6 +33,7 @@ _ON_AT_512 = (
 )
 _THREE_TIMES = ("SOLVER.EPOCHS", "27", "SOLVER.CHECKPOINT_EPOCHS", "3.0")
 _FEWER_CHECKPOINTS = ("SOLVER.CHECKPOINT_EPOCHS", "5.0")
+_BFLOAT16 = ("SOLVER.AMP.ENABLED", "True")
 _AS_TUNED = ("SOLVER.EPOCHS", "9", "SOLVER.CHECKPOINT_EPOCHS", "1.0")
 # The learning rate grows with the batch, as Detectron2 advises: 8 slices, 8 times the paper's.
 _PAPER_BATCH_8 = ("SOLVER.IMS_PER_BATCH", "8", "SOLVER.BASE_LR", "0.00008")
@@ -116,7 +117,7 @@ def _quoted(argument: str) -> str:
 def phantom_row(model: str) -> Row:
     """The training on phantoms that the other rows of this model may start from: the quick config's, in bfloat16."""
     config = f"configs/quick/mask_rcnn_{MODELS[model]}_phantom.yaml"
-    return Row("phantom", model, "scratch", PHANTOM_SEED, "lesion", config, ("SOLVER.AMP.ENABLED", "True"), data=())
+    return Row("phantom", model, "scratch", PHANTOM_SEED, "lesion", config, _BFLOAT16, data=())
 
 
 def _lesion_rows(recipe: str, configs: str, starts: Sequence[str], opts: Sequence[str]) -> list[Row]:
@@ -147,6 +148,9 @@ GRIDS: dict[str, Callable[[], list[Row]]] = {
     "tuned_512": _rows_on_from_tuned,
     "tuned_long": lambda: _lesion_rows("tuned_long", "configs/segmentation/tuned", ("phantoms",), _LONG),
     "paper": lambda: _lesion_rows("paper", "configs/segmentation", ("scratch",), _FEWER_CHECKPOINTS),
+    "paper_bf16": lambda: _lesion_rows(
+        "paper_bf16", "configs/segmentation", ("scratch",), (*_BFLOAT16, *_FEWER_CHECKPOINTS)
+    ),
     "paper_9": lambda: _lesion_rows("paper_9", "configs/segmentation", ("scratch",), _AS_TUNED),
     "paper_batch8": lambda: _lesion_rows(
         "paper_batch8", "configs/segmentation", ("scratch",), (*_PAPER_BATCH_8, *_FEWER_CHECKPOINTS)

@@ -8,6 +8,8 @@ RECIPES = {
     "top of that row's",
     "tuned_long": "the tuned recipe, longer and larger, for a GPU",
     "paper": "the paper's, as published: 100 passes, one slice at a time, learning rate 0.00001, from scratch",
+    "paper_bf16": "the paper's whole recipe, its forward and backward passes in bfloat16: on a CPU that has it, little "
+    "more than half the time",
     "paper_9": "the first 9 of the paper's 100 passes, as many as `tuned` has, at the paper's 512 pixels",
     "paper_batch8": "the paper's with eight slices at a time and eight times its learning rate, which takes a GPU less "
     "time; not as published",

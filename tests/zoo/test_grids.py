@@ -35,7 +35,10 @@ def test_every_row_is_a_config_that_loads_and_repeats_by_its_command(grid, repos
 
 @pytest.mark.parametrize(
     "recipe, number",
-    [("phantom", 4), ("tuned", 24), ("tuned_3x", 12), ("tuned_long", 12), ("paper", 12), ("paper_9", 12)],
+    [
+        *(("phantom", 4), ("tuned", 24), ("tuned_3x", 12), ("tuned_long", 12)),
+        *(("paper", 12), ("paper_bf16", 12), ("paper_9", 12)),
+    ],
 )
 def test_rows_cover_models_starts_and_seeds(recipe, number):
     rows = lesion_grid(recipe)
@@ -67,6 +70,10 @@ def test_recipes_say_what_they_are():
     assert (paper.SOLVER.IMS_PER_BATCH, paper.SOLVER.EPOCHS, paper.SOLVER.BASE_LR) == (1, 100, 1e-5)
     assert (batch8.SOLVER.IMS_PER_BATCH, batch8.SOLVER.EPOCHS) == (8, 100)
     assert batch8.SOLVER.BASE_LR == pytest.approx(8 * paper.SOLVER.BASE_LR)
+    half = cfg(lesion_grid("paper_bf16")[0])
+    assert half.SOLVER.AMP == {"ENABLED": True, "DTYPE": "bfloat16"} and not paper.SOLVER.AMP.ENABLED
+    assert {**half.SOLVER, "AMP": None} == {**paper.SOLVER, "AMP": None}
+    assert (half.INPUT, half.MODEL, half.DATASETS) == (paper.INPUT, paper.MODEL, paper.DATASETS)
     begun, tuned = cfg(lesion_grid("paper_9")[0]), cfg(lesion_grid("tuned")[0])
     assert begun.SOLVER.EPOCHS == tuned.SOLVER.EPOCHS and begun.INPUT == paper.INPUT and begun.MODEL == paper.MODEL
     same = {"EPOCHS": 0, "CHECKPOINT_EPOCHS": 0}

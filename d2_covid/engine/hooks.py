@@ -1,5 +1,6 @@
 """Hooks of the trainer: checkpoints, evaluation with the best model kept, metrics, progress."""
 
+import contextlib
 import json
 import logging
 import math
@@ -151,6 +152,7 @@ class ProgressBar(HookBase):
 
     def __init__(self) -> None:
         self._bar: tqdm | None = None
+        self._redirect = contextlib.ExitStack()
 
     def before_train(self) -> None:
         self._bar = tqdm(
@@ -162,8 +164,7 @@ class ProgressBar(HookBase):
             dynamic_ncols=True,
             mininterval=0.5,
         )
-        self._redirect = logging_redirect_tqdm([logging.getLogger(name) for name in LOGGERS])
-        self._redirect.__enter__()
+        self._redirect.enter_context(logging_redirect_tqdm([logging.getLogger(name) for name in LOGGERS]))
         for handler in logging.getLogger("detectron2").handlers:
             if getattr(handler, "stream", None) in (sys.stdout, sys.stderr):
                 handler.addFilter(_not_the_printer)
@@ -174,8 +175,9 @@ class ProgressBar(HookBase):
         self._bar.update()
 
     def after_train(self) -> None:
-        self._redirect.__exit__(None, None, None)
-        self._bar.close()
+        self._redirect.close()
+        if self._bar is not None:  # None: the run ended before it began
+            self._bar.close()
 
 
 def drop_metrics_from(path: Path, iteration: int) -> None:

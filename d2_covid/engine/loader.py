@@ -1,6 +1,7 @@
 """Which samples make a batch, and how they are read: a pure function of the seed and the iteration."""
 
 import logging
+import signal
 from typing import Any, Callable, Iterable, Iterator, Sequence
 
 import cv2
@@ -19,6 +20,8 @@ logger = logging.getLogger(__name__)
 Mapper = Callable[[dict], Any]
 EpochOrder = Callable[[int], Sequence[int]]
 """From the number of an epoch to the indices of its samples, in order."""
+
+_SECONDS_AFTER_SIGTERM = 30
 
 
 def shuffled_order(size: int, seed: int) -> EpochOrder:
@@ -184,10 +187,14 @@ def _batches(
         num_workers=num_workers,
         collate_fn=pack if to_gpu else list,
         pin_memory=to_gpu,
-        worker_init_fn=_one_thread,
+        worker_init_fn=_begin_worker,
     )
     return Batches(loader, device)
 
 
-def _one_thread(_: int) -> None:
+def _begin_worker(_: int) -> None:
     cv2.setNumThreads(0)  # as PyTorch's own in a worker: there are as many workers as cores are meant for
+    # What ends a run often signals all of its processes, and a reader's death is an error in the one that trains, even
+    # within an update: so it leaves that one time to finish.
+    if hasattr(signal, "SIGALRM"):
+        signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_SECONDS_AFTER_SIGTERM))

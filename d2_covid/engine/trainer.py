@@ -17,7 +17,7 @@ from detectron2.utils.events import EventStorage
 from ..data.files import atomic_write
 from ..errors import UserError
 from .carried_config import carried_facts
-from .checkpoint import CheckpointFolder, check_facts, model_facts, read_checkpoint
+from .checkpoint import FINAL, CheckpointFolder, check_facts, model_facts, periodic_name, read_checkpoint
 from .evaluation import evaluate, flat_numbers, share_statistics, unwrapped, validation_losses
 from .hooks import Evaluate, ProgressBar, SaveCheckpoint, WriteMetrics
 from .loader import train_batches
@@ -26,6 +26,7 @@ from .run_record import RunRecord, check_same_run, read_record
 from .schedule import resolve_schedule
 from .seeding import derive_seed, draw_seed, seed_everything
 from .setup import build_for_device
+from .stopping import StopOnSignal
 from .tasks import task_of
 from .training_step import training_step
 from .weights import load_state, load_weights
@@ -89,6 +90,7 @@ class Trainer(TrainerBase):
             self.load_state_dict(checkpoint)
             self.start_iter = checkpoint["iteration"] + 1
             logger.info("resuming from %s, at iteration %d of %d", last, self.start_iter, self.max_iter)
+        self.done = self.start_iter  # iterations whose update, and that of the schedule, are whole
         progress = sys.stderr.isatty() if progress is None else progress
         self.task = self.task.prepared(cfg, self.task, model, progress and comm.is_main_process())
         model.train()
@@ -126,10 +128,12 @@ class Trainer(TrainerBase):
             functions.append(self._evaluate)
         self.evaluation = Evaluate(folder, period, functions, cfg.TEST.BEST_METRIC) if functions else None
         main = comm.is_main_process()
+        self.stopping = StopOnSignal()
         self.register_hooks(
             [
                 hooks.IterationTimer(),
                 hooks.LRScheduler(),
+                self.stopping,
                 SaveCheckpoint(self.folder, cfg.SOLVER.CHECKPOINT_PERIOD, cfg.SOLVER.CHECKPOINT_KEEP),
                 self.evaluation,
                 WriteMetrics(folder, period if functions else 0) if main else None,
@@ -138,7 +142,7 @@ class Trainer(TrainerBase):
         )
 
     def train(self) -> dict[str, float]:
-        """Train to the end.
+        """Train to the end, or until a signal asks to stop (Ctrl-C, SIGTERM): then save where it stands, and end.
 
         Returns:
             The numbers of the last evaluation, such as ``{"segm/AP50": 61.0}``; empty where there was none, and on
@@ -155,6 +159,8 @@ class Trainer(TrainerBase):
             self._loop()
         except BaseException as error:
             status = "interrupted" if isinstance(error, KeyboardInterrupt) else f"failed: {error}"
+            if isinstance(error, KeyboardInterrupt):
+                self._save_where_it_stands()
             if isinstance(error, FloatingPointError):
                 raise UserError(f"The model has diverged: {error} Lower SOLVER.BASE_LR, and start again.") from error
             if isinstance(error, OSError) and error.errno in _CANNOT_WRITE:
@@ -162,6 +168,7 @@ class Trainer(TrainerBase):
                 raise UserError(message) from error
             raise
         finally:
+            self._batches.close()  # ends the processes that read
             if main:
                 self._close_record(status)
         return self.evaluation.latest if self.evaluation and main else {}
@@ -178,6 +185,16 @@ class Trainer(TrainerBase):
                     self.iter += 1
             finally:
                 self.after_train()
+
+    def _save_where_it_stands(self) -> None:
+        # Of several processes, each may have stopped within another update.
+        if comm.get_world_size() > 1 or self.stopping.holding or self.done == self.start_iter:
+            return
+        name = FINAL if self.done == self.max_iter else periodic_name(self.done - 1)
+        try:
+            self.folder.save(name, self.state_dict(), keep=self.cfg.SOLVER.CHECKPOINT_KEEP)
+        except UserError as error:
+            logger.warning("%s", error)  # the run goes on from an earlier one
 
     def _evaluate(self, final: bool) -> dict[str, float]:
         # Intervals take their time, and only the last figures are reported.
@@ -197,6 +214,7 @@ class Trainer(TrainerBase):
         started = time.perf_counter()
         batch = next(self._batches)
         data_time = time.perf_counter() - started
+        self.stopping.hold()
         seed_everything(derive_seed(self.seed, "step", self.iter, comm.get_rank()))
         try:
             losses, others = training_step(self.model, batch, self.precision, self.optimizer)
@@ -231,7 +249,7 @@ class Trainer(TrainerBase):
         """A whole checkpoint: weights, optimiser, schedule, loss scaling, and the last iteration done."""
         return {
             **self.weights(),
-            "iteration": self.iter,
+            "iteration": self.done - 1,
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
             "grad_scaler": self.precision.state_dict(),

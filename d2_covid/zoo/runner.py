@@ -25,7 +25,7 @@ from .records import FAILED, FINISHED, NOT_FINISHED, read_record, row_facts, run
 
 RUNNING = "running"
 _POLL = 0.2
-_GRACE = 5.0
+_GRACE = 30.0  # an update of a large batch on one thread, and a checkpoint
 
 Say = Callable[[str], None]
 

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Callable
@@ -120,6 +121,24 @@ def reference(lesion_sets, tmp_path_factory) -> Path:
 def reference_weights(reference) -> dict[str, torch.Tensor]:
     """The final weights of :func:`reference`."""
     return read_checkpoint(reference / "model_final.pth")["model"]
+
+
+def assert_same_tensors(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> None:
+    """Of the same names, bit for bit."""
+    assert left.keys() == right.keys()
+    different = [name for name in left if not torch.equal(left[name], right[name])]
+    assert not different
+
+
+@pytest.fixture
+def tiny_command(lesion_sets, repository, tmp_path) -> Callable[..., list[str]]:
+    """The command line of the run that :func:`reference` is of, writing to tmp_path, with overrides and flags."""
+    command = [sys.executable, repository / "tools" / "train_net.py"]
+    command += ["--config-file", "segmentation/mask_rcnn_R_18_T2_FPN.yaml"]
+    for split, path in lesion_sets.items():
+        command += ["--register-lesions", f"engine_{split}", path, path.parent / "image"]
+    data = ("DATASETS.TRAIN", "('engine_train',)", "DATASETS.TEST", "('engine_test',)", "OUTPUT_DIR", tmp_path)
+    return lambda *opts, flags=(): [*map(str, (*command, *flags, *TINY, *data)), *opts]
 
 
 @pytest.fixture(scope="session")

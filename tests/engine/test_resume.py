@@ -5,7 +5,6 @@ import multiprocessing
 import os
 import signal
 import subprocess
-import sys
 import time
 
 from d2_covid.engine import checkpoint as checkpoint_module
@@ -17,15 +16,11 @@ from d2_covid.errors import UserError
 import pytest
 import torch
 
+from .conftest import assert_same_tensors
+
 
 def weights(folder) -> dict[str, torch.Tensor]:
     return read_checkpoint(folder / "model_final.pth")["model"]
-
-
-def assert_same(left: dict, right: dict) -> None:
-    assert left.keys() == right.keys()
-    different = [name for name in left if not torch.equal(left[name], right[name])]
-    assert not different
 
 
 def kill_at(count: int, function):
@@ -91,19 +86,19 @@ def test_killed_and_resumed(trap, count, tiny, tmp_path, reference):
     killed_run(tiny(), False, trap, count)
     assert not (tmp_path / "run" / "model_final.pth").exists() or trap is in_evaluation
     result = Trainer(tiny(), resume=True).train()
-    assert_same(weights(tmp_path / "run"), weights(reference))
+    assert_same_tensors(weights(tmp_path / "run"), weights(reference))
     assert result["val/total_loss"] == json.loads((reference / "run.json").read_text())["result"]["val/total_loss"]
     assert not list((tmp_path / "run").glob(".*"))
     best, best_reference = (read_checkpoint(f / "model_best.pth") for f in (tmp_path / "run", reference))
     assert best["d2_covid"]["best"] == best_reference["d2_covid"]["best"]
-    assert_same(best["model"], best_reference["model"])
+    assert_same_tensors(best["model"], best_reference["model"])
 
 
 def test_killed_twice(tiny, tmp_path, reference):
     killed_run(tiny(), False, in_step, 4)
     killed_run(tiny(), True, in_step, 2)
     Trainer(tiny(), resume=True).train()
-    assert_same(weights(tmp_path / "run"), weights(reference))
+    assert_same_tensors(weights(tmp_path / "run"), weights(reference))
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert [s["status"] for s in record["sessions"]] == ["running", "running", "finished"]
     assert [s["resumed_from"] for s in record["sessions"]] == [None, "model_0000001.pth", "model_0000001.pth"]
@@ -122,7 +117,7 @@ def test_every_part_of_the_state_is_resumed(opts, tiny, tmp_path):
     killed_run(tiny(*opts), False, in_step, 4)
     Trainer(tiny(*opts), resume=True).train()
     Trainer(tiny(*opts, "OUTPUT_DIR", tmp_path / "whole")).train()
-    assert_same(weights(tmp_path / "run"), weights(tmp_path / "whole"))
+    assert_same_tensors(weights(tmp_path / "run"), weights(tmp_path / "whole"))
 
 
 def test_other_settings_are_named(tiny, caplog):
@@ -163,13 +158,13 @@ def test_seed_that_was_drawn_is_kept(tiny, tmp_path):
 
 def test_number_of_workers_changes_nothing(tiny, tmp_path, reference):
     Trainer(tiny("DATALOADER.NUM_WORKERS", 2)).train()
-    assert_same(weights(tmp_path / "run"), weights(reference))
+    assert_same_tensors(weights(tmp_path / "run"), weights(reference))
 
 
 @pytest.mark.parametrize("opts", [("TEST.VALIDATION_LOSS", False), ("DATASETS.TEST", "()")])
 def test_validation_changes_nothing(opts, tiny, tmp_path, reference):
     Trainer(tiny(*opts)).train()
-    assert_same(weights(tmp_path / "run"), weights(reference))
+    assert_same_tensors(weights(tmp_path / "run"), weights(reference))
 
 
 def test_another_seed_trains_another_model(tiny, tmp_path, reference):
@@ -215,23 +210,16 @@ def test_another_optimiser_is_refused(tiny):
         Trainer(tiny("SOLVER.OPTIMIZER", "SGD", "DATASETS.TEST", "()"), resume=True)
 
 
-def test_command_killed_from_outside(lesion_sets, repository, tmp_path, reference):
+def test_command_killed_from_outside(tiny_command, tmp_path, reference):
     """The whole command, killed at whatever moment follows its second checkpoint."""
-    from .conftest import TINY
-
-    command = [sys.executable, repository / "tools" / "train_net.py"]
-    command += ["--config-file", "segmentation/mask_rcnn_R_18_T2_FPN.yaml"]
-    for split, path in lesion_sets.items():
-        command += ["--register-lesions", f"engine_{split}", path, path.parent / "image"]
-    opts = [*TINY, "OUTPUT_DIR", tmp_path, "DATASETS.TRAIN", "('engine_train',)", "DATASETS.TEST", "('engine_test',)"]
     environment = dict(os.environ, OMP_NUM_THREADS="1")
-    process = subprocess.Popen([*command, *opts], env=environment, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(tiny_command(), env=environment, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
     while not (tmp_path / "model_0000003.pth").exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.002)
     process.kill()
     assert process.wait() == -signal.SIGKILL
-    done = subprocess.run([*command, "--resume", *opts], env=environment, capture_output=True, text=True)
+    done = subprocess.run(tiny_command(flags=["--resume"]), env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "segm/AP50" in done.stdout
-    assert_same(weights(tmp_path), weights(reference))
+    assert_same_tensors(weights(tmp_path), weights(reference))

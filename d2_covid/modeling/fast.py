@@ -25,6 +25,9 @@ from .meta_arch import CovidCTMaskNet
 
 logger = logging.getLogger(__name__)
 
+IMAGES_AT_ONCE = 4
+"""Images that a CPU takes through the backbone: more of them take new memory, and that more than it saves."""
+
 
 class _FastInference:
     """What the fast models share; mixed into a ``GeneralizedRCNN``."""
@@ -53,6 +56,10 @@ class _FastInference:
 
     def dense(self, images: torch.Tensor) -> tuple[dict[str, torch.Tensor], list[torch.Tensor]]:
         """All that is computed alike for every image: features, and the RPN head's predictions."""
+        if images.device.type == "cpu" and len(images) > IMAGES_AT_ONCE:
+            parts = [self.dense(part) for part in images.split(IMAGES_AT_ONCE)]
+            features = {name: torch.cat([maps[name] for maps, _ in parts]) for name in parts[0][0]}
+            return features, [torch.cat(level) for level in zip(*(predictions for _, predictions in parts))]
         features = self.backbone(images)
         return features, self.proposal_generator.predict(features)
 

@@ -145,6 +145,12 @@ class FastROIHeads(nn.Module):
         pooler, head = self.mask_pooler, self.mask_head
         if not head.convs or not pooler.can_be_quick(features):
             return head.layers(pooler(features, boxes))
+        # An image at a time: memory that its RoIs leave is taken by those of the next.
+        images = [i for i, found in enumerate(boxes) if len(found)] or [0]
+        return torch.cat([self._quick_mask_logits([x[i : i + 1] for x in features], [boxes[i]]) for i in images])
+
+    def _quick_mask_logits(self, features: list[torch.Tensor], boxes: list[Boxes]) -> torch.Tensor:
+        pooler, head = self.mask_pooler, self.mask_head
         first, *others = head.convs
         x = F.relu_(first_convolution(pooler.plain, first, features, boxes))
         for conv in others:

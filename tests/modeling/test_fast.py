@@ -130,7 +130,7 @@ def test_the_same_results(name, spread_model):
 @pytest.mark.parametrize("config_file", [T2, CLASSIFIER])
 @pytest.mark.parametrize(
     "sizes",
-    [[(96, 64)], [(90, 75)], [(64, 64), (64, 64), (64, 64)], [(64, 96), (96, 64)], [(61, 47), (96, 64), (33, 90)]],
+    [[(96, 64)], [(90, 75)], [(64, 64)] * 5, [(64, 96), (96, 64)], [(61, 47), (96, 64), (33, 90)]],
 )
 def test_every_size_and_batch(sizes, config_file, spread_model):
     model = spread_model(config_file)
@@ -194,6 +194,20 @@ def test_an_image_without_detections(config_file, opts, spread_model):
             assert one["instances"].pred_masks.shape == (0, 96, 96)
             one["instances"].remove("pred_masks")
     assert_same(expected, found)
+
+
+def test_masks_of_a_batch_with_an_image_that_has_none(spread_model):
+    model = spread_model(T2)
+    fast = for_inference(model)
+    records = make_slices((64, 64), (64, 64), (64, 64))
+    found = fast.inference(records, do_postprocess=False)
+    kept = [found[0][:5], found[1][:0], found[2][:3]]
+    with torch.no_grad():
+        expected, again = (one.inference(records, copy.deepcopy(kept), do_postprocess=False) for one in (model, fast))
+    assert [len(x) for x in again] == [5, 0, 3]
+    for one, other in zip(expected, again, strict=True):
+        assert one.pred_masks.shape == other.pred_masks.shape
+        assert torch.allclose(one.pred_masks, other.pred_masks, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("config_file", [T2, CLASSIFIER])

@@ -1,6 +1,5 @@
 """Ends a training where its state is whole, when a user or a scheduler asks it to."""
 
-import logging
 import os
 import signal
 import threading
@@ -8,8 +7,6 @@ from types import FrameType
 
 from detectron2.engine import HookBase
 from detectron2.utils import comm
-
-logger = logging.getLogger(__name__)
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _DEFAULTS = (signal.SIG_DFL, signal.default_int_handler)
@@ -40,7 +37,7 @@ class StopOnSignal(HookBase):
 
     def hold(self) -> None:
         """Let no signal through until :meth:`after_step`."""
-        self.holding = bool(self._before)
+        self.holding = True
 
     def after_step(self) -> None:
         self.trainer.done = self.trainer.iter + 1

@@ -11,6 +11,7 @@ from d2_covid.data.files import atomic_write
 from d2_covid.engine import checkpoint as checkpoint_module
 from d2_covid.engine import hooks, trainer
 from d2_covid.engine.checkpoint import read_checkpoint
+from d2_covid.engine.stopping import StopOnSignal
 from d2_covid.engine.trainer import Trainer
 from d2_covid.errors import UserError
 
@@ -107,6 +108,19 @@ def test_a_second_signal_stops_at_once_and_saves_nothing(tiny, tmp_path, monkeyp
     with pytest.raises(KeyboardInterrupt):
         Trainer(tiny()).train()
     assert [path.name for path in (tmp_path / "run").glob("model_0*.pth")] == ["model_0000001.pth"]
+
+
+def test_an_interrupt_of_another_kind_within_an_update_saves_nothing(tiny, tmp_path, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(StopOnSignal, "before_train", lambda self: None)  # as where signals are handled otherwise
+    monkeypatch.setattr(trainer.MixedPrecision, "update", interrupted)
+    run = Trainer(tiny())
+    run.done += 1
+    with pytest.raises(KeyboardInterrupt):
+        run.train()
+    assert not list((tmp_path / "run").glob("model_*.pth"))
 
 
 def test_stopped_before_the_first_update(tiny, tmp_path, monkeypatch):

@@ -179,11 +179,12 @@ def test_trains_in_another_thread(tiny, tmp_path):
 
 def test_command_stopped_from_outside(tiny_command, tmp_path, reference):
     """The whole command with the processes that read for it, as a terminal or a scheduler stops it."""
-    opts, environment = ("DATALOADER.NUM_WORKERS", "2"), dict(os.environ, OMP_NUM_THREADS="1")
+    opts = ("DATALOADER.NUM_WORKERS", "2", "SOLVER.CHECKPOINT_PERIOD", "1")
+    environment = dict(os.environ, OMP_NUM_THREADS="1")
     pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
     process = subprocess.Popen(tiny_command(*opts), env=environment, start_new_session=True, **pipes)
     deadline = time.monotonic() + 60
-    while not (tmp_path / "model_0000001.pth").exists() and process.poll() is None and time.monotonic() < deadline:
+    while not (tmp_path / "model_0000000.pth").exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.002)
     os.killpg(process.pid, signal.SIGTERM)
     _, said = process.communicate(timeout=60)

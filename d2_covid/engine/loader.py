@@ -2,6 +2,8 @@
 
 import logging
 import signal
+import sys
+from types import TracebackType
 from typing import Any, Callable, Iterable, Iterator, Sequence
 
 import cv2
@@ -198,3 +200,10 @@ def _begin_worker(_: int) -> None:
     # within an update: so it leaves that one time to finish.
     if hasattr(signal, "SIGALRM"):
         signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_SECONDS_AFTER_SIGTERM))
+    sys.excepthook = _not_of_connections
+
+
+def _not_of_connections(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Python's ``sys.excepthook`` without what it is to hand over a batch that nobody takes any more."""
+    if not issubclass(kind, (ConnectionError, EOFError)):
+        sys.__excepthook__(kind, error, trace)

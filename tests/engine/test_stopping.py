@@ -9,7 +9,7 @@ import time
 
 from d2_covid.data.files import atomic_write
 from d2_covid.engine import checkpoint as checkpoint_module
-from d2_covid.engine import hooks, trainer
+from d2_covid.engine import hooks, loader, trainer
 from d2_covid.engine.checkpoint import read_checkpoint
 from d2_covid.engine.stopping import StopOnSignal
 from d2_covid.engine.trainer import Trainer
@@ -192,3 +192,9 @@ def test_command_stopped_from_outside(tiny_command, tmp_path, reference):
     done = subprocess.run(tiny_command(*opts, flags=["--resume"]), env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert_same_tensors(weights(tmp_path), weights(reference))
+
+
+def test_readers_say_nothing_of_a_batch_that_nobody_takes(capsys):
+    for error in (ConnectionResetError("gone"), EOFError(), ValueError("bad slice")):
+        loader._not_of_connections(type(error), error, None)
+    assert capsys.readouterr().err == "ValueError: bad slice\n"

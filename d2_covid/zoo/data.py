@@ -10,7 +10,7 @@ from typing import Any
 from ..data.cncb import prepare_lesions
 from ..data.coco_json import read_coco
 from ..data.datasets import prepared_json
-from ..data.files import write_json
+from ..data.files import sha256_of, write_json
 from ..data.pairing import pair_cncb
 from ..data.phantom import write_phantoms
 from ..data.splits import split_by_patients
@@ -29,7 +29,8 @@ def prepare_data(source: Path, output: Path, *, workers: int = 0, phantoms: dict
     """Make everything that the zoo's trainings read: ``$DETECTRON2_DATASETS`` is to be ``output`` then.
 
     Images stay in ``source``; jsons in ``output`` lead to them by a path relative to themselves. ``zoo.json`` keeps
-    what the sets hold. What was made before is made anew, phantoms apart, if they are the same.
+    what the sets hold. What was made before is made anew, phantoms apart, if they are the same; folders that were not
+    made by this stay as they are.
 
     Args:
         source: holds ``radiopaedia/``, ``coronacases/`` (both with ``ct_lesion_seg/image`` and ``mask``) and, if the
@@ -41,7 +42,8 @@ def prepare_data(source: Path, output: Path, *, workers: int = 0, phantoms: dict
         What was made, a line a set.
 
     Raises:
-        UserError: a source is missing or damaged, or ``output`` can't be written to.
+        UserError: a source is missing or damaged; ``output`` can't be written to, or holds phantoms or figures of
+            another origin.
     """
     for name in VALIDATION:
         if not (source / name).is_dir():
@@ -139,8 +141,10 @@ def read_facts(data: Path) -> dict[str, Any]:
 def _make_phantoms(output: Path, settings: dict[str, Any], workers: int, facts: dict[str, Any]) -> str:
     folder = output / "phantom"
     facts["phantoms"] = settings
-    before = json.loads((output / FACTS).read_text(encoding="utf-8")) if (output / FACTS).is_file() else {}
-    same = before.get("phantoms") == settings and prepared_json("phantom", "merge", "val", output).is_file()
+    before = _phantoms_before(output)
+    same = before == settings and prepared_json("phantom", "merge", "val", output).is_file()
+    if before is None and folder.is_dir() and any(folder.iterdir()):
+        raise UserError(f"{folder} is there and holds other phantoms; move it, or give another --output.")
     if not same:
         write_phantoms(folder, **settings, workers=workers, overwrite=True)
     for split in ("train", "val"):
@@ -150,16 +154,33 @@ def _make_phantoms(output: Path, settings: dict[str, Any], workers: int, facts: 
     return f"{folder}: {'made before, ' if same else ''}{' and '.join(counts)}"
 
 
+def _phantoms_before(output: Path) -> Any:
+    """Settings of the phantoms that an earlier call made in ``output``; None: there was none, or nobody knows."""
+    try:
+        return json.loads((output / FACTS).read_text(encoding="utf-8"))["phantoms"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def _link(target: Path, link: Path) -> None:
+    if link.exists() and link.resolve() == target.resolve():
+        return
     if link.is_symlink():
         link.unlink()
     elif link.exists():
-        shutil.rmtree(link)
+        if _same_list(target, link):  # a copy, where links can't be made
+            return
+        raise UserError(f"{link} is there and holds something else than {target}; move it, or give another --output.")
     link.parent.mkdir(parents=True, exist_ok=True)
     try:
         link.symlink_to(os.path.relpath(target.resolve(), link.parent.resolve()), target_is_directory=True)
     except OSError:  # a file system or a user without links
         shutil.copytree(target, link)
+
+
+def _same_list(one: Path, other: Path) -> bool:
+    lists = one / "split.csv", other / "split.csv"
+    return all(path.is_file() for path in lists) and sha256_of(lists[0]) == sha256_of(lists[1])
 
 
 def _in_words(facts: dict[str, Any]) -> str:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import config_dir, get_config
+from ..data.files import sha256_of
 from ..engine.carried_config import silent_differences
 from ..engine.checkpoint import read_checkpoint
 from ..errors import UserError
@@ -26,13 +27,16 @@ def detector_rows(grid: str, folder: Path, given: Sequence[str]) -> list[Row]:
         given: ``MODEL=FILE``, a lesion model each.
 
     Raises:
-        UserError: there is no lesion model, or one that fits no config.
+        UserError: there is no lesion model, one that fits no config, or one twice.
     """
     rows: list[Row] = []
     for model, name, weights in _given(given) if given else _best(folder):
         path = folder / weights
         configs, size = fitting_config(model, path)
         rows += classifier_rows(grid, model, name, weights, size, configs)
+    names = [row.name for row in rows]
+    if len(set(names)) < len(names):
+        raise UserError("--detector names one lesion model twice.")
     # A seed of every model first.
     return sorted(rows, key=lambda row: row.seed)
 
@@ -71,7 +75,8 @@ def _given(given: Sequence[str]) -> list[tuple[str, str, str]]:
         model, equals, file = text.partition("=")
         if not equals or model not in MODELS:
             raise UserError(f"--detector {text}: it takes MODEL=FILE, and MODEL is one of {', '.join(MODELS)}.")
-        found.append((model, Path(file).stem, str(Path(file).resolve())))
+        # All trainings call their model alike: what it holds tells it from others.
+        found.append((model, f"{Path(file).stem}.{sha256_of(file)[:8]}", str(Path(file).resolve())))
     return found
 
 

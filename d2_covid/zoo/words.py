@@ -66,7 +66,8 @@ COVID-CT-Mask-Net on COVID-CT, figures cut from publications, in the published s
 validate; two classes, COVID-19 and not. The set names no patients: slices of one person may stand beside each other,
 so intervals are too narrow, and figures of one publication share its style. Nothing here is shown to hold for CT
 series. *Lesion model* is what the classifier reads its detections from: unless a file was given, the one of its kind
-with the best mask AP50 on the validation split above. *Calibration error* is the expected one, by 10 bins: how far the
+that had the best mask AP50 on the validation split above when the classifier was trained; other seeds may have come
+later. *Calibration error* is the expected one, by 10 bins: how far the
 scores are from the shares that are right.
 """
 

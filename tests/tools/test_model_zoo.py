@@ -111,6 +111,48 @@ def test_data_goes_with_its_images_to_another_place(zoo, source, tmp_path):
     assert zoo_data.described(elsewhere) == zoo_data.described(content)  # its hash is that of what it holds
 
 
+SMALL = {"patients_per_class": 2, "slices_per_patient": 1, "size": 64, "seed": 1, "val_fraction": 0.5}
+
+
+def files_below(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_data_made_beside_its_source_leaves_the_source_alone(source, tmp_path):
+    folder = tmp_path / "ct"
+    shutil.copytree(source, folder)
+    before = files_below(folder)
+    for _ in range(2):
+        zoo_data.prepare_data(folder, folder, phantoms=SMALL)
+    after = files_below(folder)
+    assert {path: after.get(path) for path in before} == before
+    assert not (folder / "covid_ct").is_symlink()
+
+
+def test_folders_that_it_has_not_made_are_not_replaced(source, tmp_path):
+    own = tmp_path / "covid_ct" / "own.txt"
+    own.parent.mkdir()
+    own.write_text("mine")
+    with pytest.raises(UserError, match="covid_ct is there and holds something else"):
+        zoo_data.prepare_data(source, tmp_path, phantoms=SMALL)
+    shutil.copytree(source / "covid_ct", tmp_path / "covid_ct", dirs_exist_ok=True)  # as where links can't be made
+    phantom = tmp_path / "phantom" / "mine.txt"
+    phantom.parent.mkdir()
+    phantom.write_text("mine")
+    with pytest.raises(UserError, match="phantom is there and holds other phantoms"):
+        zoo_data.prepare_data(source, tmp_path, phantoms=SMALL)
+    assert own.read_text() == phantom.read_text() == "mine"
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"phantoms": null}'])
+def test_after_a_damaged_list_of_facts_the_data_is_made_anew(source, tmp_path, content):
+    (tmp_path / "zoo.json").write_text(content)
+    with pytest.raises(UserError, match="make the data anew"):
+        zoo_data.read_facts(tmp_path)
+    zoo_data.prepare_data(source, tmp_path, phantoms=SMALL)
+    assert zoo_data.read_facts(tmp_path)["phantoms"] == SMALL
+
+
 def test_a_source_that_is_not_there_is_named(tool, tmp_path):
     with pytest.raises(UserError, match="has no folder radiopaedia"):
         tool.main(["data", "--source", str(tmp_path), "--output", str(tmp_path / "out")])
@@ -186,7 +228,9 @@ def test_classifiers_build_on_the_best_lesion_model(tool, trained, capsys):
     weights = trained / "runs" / NAME / "model_final.pth"
     given = ["--detector", f"R18-T2={weights}"]
     assert tool.main(["run", "--grid", "classifier", *given, *only]) == 0
-    assert "# classifier-R18-T2-model_final-s1\n" in capsys.readouterr().out
+    assert f"# classifier-R18-T2-model_final.{sha256_of(weights)[:8]}-s1\n" in capsys.readouterr().out
+    with pytest.raises(UserError, match="one lesion model twice"):
+        tool.main(["run", "--grid", "classifier", *given, *given, *only])
     with pytest.raises(UserError, match="MODEL=FILE"):
         tool.main(["run", "--grid", "classifier", "--detector", "R50=x.pth", *only])
 

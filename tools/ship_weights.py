@@ -12,7 +12,8 @@ line goes with every prediction), training (recipe, command, data: a list of nam
 licence (weights, reason); an earlier card will do. Sizes, checksums, parameters, what half precision changed, the facts
 of the training's run.json, and the figures are filled in. Without --weights the card alone is changed.
 
-A lesion model that was shipped under the name before is replaced; ship the classifiers built on it again.
+A lesion model that was shipped under the name before is replaced, once all that was asked for is done; ship the
+classifiers built on it again.
 Exit status: 0 done, 2 bad input.
 """
 
@@ -30,7 +31,7 @@ from d2_covid.inference.model_source import choose_device
 from d2_covid.inference.models_command import storage_text, summary_text
 from d2_covid.inference.shipped import ShippedModel, find_shipped
 from d2_covid.zoo.card_evaluations import evaluate, evaluation_of
-from d2_covid.zoo.shipping import CompareOn, add_evaluations, left_behind, read_facts, revise, ship
+from d2_covid.zoo.shipping import CompareOn, add_evaluations, draft_of, left_behind, read_facts, revise, ship
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -76,12 +77,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     store = args.store or shipped.store_dir()
     device = choose_device(args.device)
-    model = _ship(args, store) if args.weights else _revise(args, store)
-    for words, path in args.evaluation:
-        model = add_evaluations(model, evaluation_of(words, path, model))
-    for words, dataset in args.evaluate:
-        with tempfile.TemporaryDirectory() as folder:
-            model = add_evaluations(model, evaluate(words, [dataset], model, Path(folder), device))
+    # Figures may turn out to be of other weights, or of no data set: then what shipped before is still there.
+    with draft_of(store) as draft:
+        model = _ship(args, draft) if args.weights else _revise(args, draft)
+        for words, path in args.evaluation:
+            model = add_evaluations(model, evaluation_of(words, path, model))
+        for words, dataset in args.evaluate:
+            with tempfile.TemporaryDirectory() as folder:
+                model = add_evaluations(model, evaluate(words, [dataset], model, Path(folder), device))
+    model = find_shipped(model.name, store)
     print(summary_text(model.card))
     print(f"  {storage_text(model.card.storage)}")
     print(f"{model.path}, {model.path.with_suffix('.json')}")

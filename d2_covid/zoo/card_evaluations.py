@@ -115,6 +115,12 @@ def _notes(metrics: Mapping[str, Mapping[str, Any]]) -> list[str]:
     return notes
 
 
+def _interval_of_record(kind: str | None, patients: int | None) -> str:
+    # As evaluations do it: classes of slices whose patients are unknown are counted, and have Wilson's.
+    wilson = "Wilson for proportions, else " if kind == "classifier" and not patients else ""
+    return f"95 %, {wilson}bootstrap over {'patients' if patients else 'slices'}"
+
+
 def _from_record(words: str, record: Mapping[str, Any]) -> Evaluation:
     """A record of the zoo."""
     sets = record.get("data", {}).get("test", [])
@@ -126,7 +132,7 @@ def _from_record(words: str, record: Mapping[str, Any]) -> Evaluation:
         slices=totals["slices"] or 0,
         patients=totals["patients"],
         lesions=totals["lesions"],
-        interval="95 %, bootstrap over patients where they are known, else over slices",
+        interval=_interval_of_record(record.get("kind"), totals["patients"]),
         notes=(),
         metrics={name: Metric(**metric) for name, metric in record["metrics"].items()},
     )

@@ -6,8 +6,11 @@ fields :data:`AUTHORED`; everything that can be counted or measured is. An earli
 
 import dataclasses
 import os
+import shutil
+import tempfile
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Mapping, Sequence
+from typing import Any, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -16,7 +19,7 @@ from detectron2.modeling import build_model
 
 from .. import __version__
 from ..config import get_config
-from ..data.files import sha256_of, write_json
+from ..data.files import atomic_write, sha256_of, write_json
 from ..data.phantom import phantom_patient
 from ..data.preprocessing import network_input
 from ..engine.carried_config import carried_facts, config_from_facts
@@ -65,6 +68,31 @@ def read_facts(path: str | Path) -> dict[str, Any]:
     if unknown:
         raise UserError(f"{path}: {unknown[0]} is no field of a card; a person writes {', '.join(AUTHORED)}.")
     return {name: facts[name] for name in (*AUTHORED, "architecture") if name in facts}
+
+
+@contextmanager
+def draft_of(store: Path) -> Iterator[Path]:
+    """A copy of a store to work in. What the body changes in it goes into the store at its end, weights before cards;
+    a body that raises leaves the store as it was.
+
+    Raises:
+        UserError: the store can't be written to.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        draft = Path(folder) / "models"
+        draft.mkdir()
+        for path in _model_files(store):
+            shutil.copy(path, draft)
+        yield draft
+        for path in _model_files(draft):
+            content, place = path.read_bytes(), store / path.name
+            if not place.is_file() or place.read_bytes() != content:
+                with atomic_write(place, "wb") as file:
+                    file.write(content)
+
+
+def _model_files(folder: Path) -> list[Path]:
+    return [path for pattern in ("*.pth", "*.json") for path in sorted(folder.glob(pattern))]
 
 
 def ship(

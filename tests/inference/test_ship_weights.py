@@ -75,6 +75,17 @@ def test_the_command_ships_a_model(run, trained, facts, images, tmp_path, capsys
     assert "mine: lesion model, the default" in shown and "largest difference of a score" in shown
 
 
+@pytest.mark.parametrize("option", ["--evaluate", "--evaluation"])
+def test_what_fails_after_the_weights_changes_no_store(option, run, ships, trained, facts, images, tmp_path):
+    before = {path.name: path.read_bytes() for path in ships.iterdir()}
+    (tmp_path / "other.json").write_text(json.dumps({"weights_sha256": "0" * 64, "metrics": {"segm/AP": {"value": 1.0}}}))
+    what = {"--evaluate": "no_such_set", "--evaluation": tmp_path / "other.json"}[option]
+    options = ["--weights", trained / "lesion.pth", "--metadata", facts, "--compare", "noise", *images]
+    with pytest.raises(UserError, match="no_such_set|other weights"):
+        run("--name", "tiny_lesion", *options, option, "mistaken", what)
+    assert {path.name: path.read_bytes() for path in ships.iterdir()} == before
+
+
 def test_shipping_twice_gives_the_same_bytes(trained, facts, few_slices, tmp_path):
     shas = [
         ship("mine", trained / "lesion.pth", read_facts(facts), tmp_path / str(n), compare_on=few_slices).card.sha256
@@ -302,8 +313,26 @@ def test_figures_of_a_record_of_the_zoo(ships, tmp_path):
     path.write_text(json.dumps(_record(model.card.storage.trained_sha256)))
     (found,) = evaluation_of("val", path, model)
     assert (found.weights, found.slices, found.patients, found.lesions) == ("trained", 4, None, None)
+    assert found.interval == "95 %, bootstrap over slices"
     add_evaluations(model, [found])
     assert find_shipped("tiny_lesion").card.evaluation == (found,)
+
+
+@pytest.mark.parametrize(
+    ("kind", "patients", "words"),
+    [
+        ("lesion", 4, "95 %, bootstrap over patients"),
+        ("classifier", 4, "95 %, bootstrap over patients"),
+        ("classifier", None, "95 %, Wilson for proportions, else bootstrap over slices"),
+    ],
+)
+def test_how_a_record_came_to_its_intervals_is_said(kind, patients, words, ships, tmp_path):
+    model = find_shipped("tiny_lesion")
+    sets = {"test": [{"name": "a", "slices": 3} | ({"patients": patients} if patients else {})]}
+    record = _record(model.card.storage.trained_sha256, kind=kind, data=sets)
+    (tmp_path / "record.json").write_text(json.dumps(record))
+    (found,) = evaluation_of("val", tmp_path / "record.json", model)
+    assert found.interval == words
 
 
 @pytest.mark.parametrize(

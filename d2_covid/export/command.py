@@ -15,11 +15,11 @@ from ..inference.model_source import resolve_model
 from ..inference.predictions_json import NOTICE
 from .check import Difference
 from .model import EXAMPLE, MANIFEST, PARTS, ExportOptions, check_export, export_model, plain_model
-from .write import FORMATS, require_format
+from .write import FORMATS, LARGEST_BATCH, require_format
 
 _DESCRIPTION = f"""Write a trained model for use without Detectron2: OUT/{FORMATS["onnx"]} (or {FORMATS["pt2"]}),
 OUT/{MANIFEST}, which says how to prepare slices and what comes out, and OUT/{EXAMPLE}, which runs the model with NumPy
-and ONNX Runtime alone. First it is compared with the model itself, on a phantom, a black slice and those of --check."""
+and ONNX Runtime. First it is compared with the model itself, on a phantom, a black slice and those of --check."""
 _COLUMNS = ["detections", "unmatched", "box", "score", "mask", "pixels", "image_score"]
 _EPILOG = "exit status: 0 done; 1 the exported model differs from the model; 2 could not start. " + NOTICE
 
@@ -92,8 +92,8 @@ def _options(args: argparse.Namespace) -> ExportOptions:
         raise UserError(f"--score-threshold must be from 0 to 1, not {args.score_threshold:g}.")
     batch = None
     if args.batch != "dynamic":
-        if not args.batch.isdecimal() or int(args.batch) < 1:
-            raise UserError(f"--batch must be dynamic, or a number from 1 on, not {args.batch!r}.")
+        if not args.batch.isdecimal() or not 1 <= int(args.batch) <= LARGEST_BATCH:
+            raise UserError(f"--batch must be dynamic, or a number from 1 to {LARGEST_BATCH}, not {args.batch!r}.")
         batch = int(args.batch)
     size = None if args.height is None else (args.height, args.width)
     return ExportOptions(part=args.part, kind=args.format, batch=batch, slice_size=size)

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ..modeling.image_classifier import image_scores
-from ..modeling.ranking import repeat_in_place
+from ..modeling.ranking import padding_draws, repeat_in_place
 from ..modeling.roi_heads import CovidROIHeads
 from .boxes import larger_than
 from .operators import Operators, suppress_classes
@@ -30,6 +30,8 @@ class RankedPart(nn.Module):
         self.options = heads.ranking
         self.temperature = temperature
         self.operators = operators
+        # A graph has no generator to draw with.
+        self.register_buffer("draws", padding_draws(self.options.num_rois, self.options.padding_seed))
         self.classifier = copy.deepcopy(heads.image_classifier).float().eval().requires_grad_(False)
 
     def wanted(
@@ -55,7 +57,7 @@ class RankedPart(nn.Module):
         scores = torch.where(kept, table[..., 0].flatten(1), float("-inf"))
         _, order = self.operators.largest(scores, num_rois)
         count = kept.sum(1).clamp(max=num_rois)
-        detection = repeat_in_place(count, num_rois, self.options.padding, self.options.padding_seed)
+        detection = repeat_in_place(count, num_rois, self.options.padding, draws=self.draws)
         place = order.gather(1, detection.clamp(min=0))
         chosen = table.flatten(1, 2).gather(1, place[..., None].expand(-1, -1, table.shape[-1]))
         chosen = torch.where((detection >= 0)[..., None], chosen, 0.0)

@@ -1,4 +1,4 @@
-"""Runs a model that `d2-covid export` wrote, with NumPy and ONNX Runtime alone (a .pt2 file: PyTorch and torchvision).
+"""Runs a model that `d2-covid export` wrote, with NumPy and ONNX Runtime (a .pt2 file: PyTorch and torchvision).
 
     python run.py SLICE.png [SLICE.npy ...] [-o FOLDER]
 
@@ -11,12 +11,14 @@ or, from Python:
 
 A slice may be a PNG or another image file (that needs Pillow), or a .npy array: uint8 gray, or Hounsfield units of any
 other type. Row 0 is the most anterior, column 0 at the patient's right. Research use only: not a medical device.
+Exit status: 0 done, 2 a slice or the model can't be used, and one line says why.
 """
 
 import argparse
 import hashlib
 import json
 import sys
+from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -63,6 +65,8 @@ class Session:
         if hashlib.sha256(file.read_bytes()).hexdigest() != self.info["sha256"]:
             raise ValueError(f"{file} is not the file that {folder / 'model.json'} describes; export it again")
         self.names = [output["name"] for output in self.info["outputs"]]
+        batch = self.info["input"]["shape"][0]
+        self._batch = batch if isinstance(batch, int) else 1
         self._compute = (_torch_program if file.suffix == ".pt2" else _onnx_session)(file, threads)
 
     def __call__(self, slice_u8):
@@ -71,8 +75,10 @@ class Session:
         if slice_u8.ndim != 2 or slice_u8.dtype != np.uint8:
             raise ValueError(f"a slice is an (H, W) uint8 array, not {slice_u8.shape} {slice_u8.dtype}")
         image = self.prepare(slice_u8)
-        raw = self.compute(image[None])
+        # A graph for a fixed number of images gets the one that often.
+        raw = self.compute(np.repeat(image[None], self._batch, axis=0))
         if self.info["part"] == "dense":
+            raw = {name: value[:1] for name, value in raw.items()}
             nothing = np.zeros((0, 4), np.float32)
             return Result(nothing, nothing[:, 0], np.zeros(0, np.int64), None, None, None, raw)
         return self.finish(raw, image.shape, slice_u8.shape)
@@ -232,7 +238,10 @@ def read_slice(path, session):
 
     with Image.open(path) as image:
         if image.mode.startswith("I"):
-            return ((np.asarray(image).astype(np.int64) + 128) // 257).astype(np.uint8)
+            values = np.asarray(image).astype(np.int64)
+            if values.min() < 0 or values.max() > 65535:
+                raise ValueError(f"{path} has values outside 0 to 65535; save Hounsfield units as .npy")
+            return ((values + 128) // 257).astype(np.uint8)
         return np.array(image if image.mode == "L" else image.convert("RGB").convert("L"))
 
 
@@ -243,10 +252,20 @@ def main():
     parser.add_argument("--score", type=float, help="least score to print (default: model.json's)")
     parser.add_argument("-o", "--output", type=Path, help="folder for a .npz file of each slice")
     args = parser.parse_args()
+    try:
+        _run(args)
+    except (OSError, ValueError, EOFError, ImportError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _run(args):
+    files = _result_files(args.slices)
     session = Session(args.model)
     info = session.info
     least = info["thresholds"]["lesion_score"] if args.score is None else args.score
-    for path in args.slices:
+    for path, file in zip(args.slices, files):
         result = session(read_slice(path, session))
         print(path)
         for number in np.flatnonzero(result.scores >= least):
@@ -256,9 +275,21 @@ def main():
         if result.image_scores is not None:
             print("  " + ", ".join(f"{n} {s:.3f}" for n, s in zip(info["image_classes"], result.image_scores)))
         if args.output:
-            args.output.mkdir(parents=True, exist_ok=True)
+            target = args.output / file
+            target.parent.mkdir(parents=True, exist_ok=True)
             kept = {k: v for k, v in vars(result).items() if v is not None and k != "raw"}
-            np.savez_compressed(args.output / f"{Path(path).stem}.npz", **kept)
+            np.savez_compressed(target, **kept)
+
+
+def _result_files(slices):
+    """Where each slice's result goes: its name, below as many of its folders as tell it from the others."""
+    paths = [Path(path).resolve().with_suffix("") for path in slices]
+    common = 1
+    while len({path.parts[-common:] for path in paths}) < len(set(paths)):
+        common += 1
+    names = [Path(*path.parts[-common:]) for path in paths]
+    times = Counter(names)  # several files of one name but for the type, or one given twice
+    return [f"{name}.npz" if times[name] == 1 else f"{name}.{i}.npz" for i, name in enumerate(names)]
 
 
 if __name__ == "__main__":

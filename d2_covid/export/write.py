@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import Iterator, Sequence
 
 import torch
+from packaging.version import Version
 from torch import nn
 
 from ..errors import UserError
@@ -24,14 +25,20 @@ LARGEST_BATCH, SMALLEST_EDGE, LARGEST_EDGE = 1024, 65, 4096
 """Bounds of what may change from call to call."""
 
 _EXAMPLE = (2, 128, 160)
+_ONNX_SINCE = "2.6"
+"""PyTorch's first exporter of exported programs that takes operators of one's own."""
 
 
 def require_format(kind: str) -> None:
     """Make sure that a format can be written here.
 
     Raises:
-        UserError: a package is missing; the message gives the command.
+        UserError: a package is missing, or too old; the message gives the command.
     """
+    if kind == "onnx" and Version(Version(torch.__version__).base_version) < Version(_ONNX_SINCE):
+        raise UserError(
+            f"--format onnx needs PyTorch {_ONNX_SINCE} or newer, and this is {torch.__version__}; use --format pt2."
+        )
     for package in ("onnx", "onnxscript", "onnxruntime") if kind == "onnx" else ():
         try:
             import_module(package)

@@ -38,7 +38,14 @@ class RankedBatch:
     """(N,) int64: different detections among the rows, at most D."""
 
 
-def repeat_in_place(kept: torch.Tensor, num_rois: int, padding: str = "even", seed: int = 0) -> torch.Tensor:
+def padding_draws(num_rois: int, seed: int) -> torch.Tensor:
+    """What ``sampled`` padding draws for an image: (D,) int64."""
+    return torch.randint(2**31 - 1, (num_rois,), generator=torch.Generator().manual_seed(seed))
+
+
+def repeat_in_place(
+    kept: torch.Tensor, num_rois: int, padding: str = "even", seed: int = 0, draws: torch.Tensor | None = None
+) -> torch.Tensor:
     """Which of its ``kept`` ranked detections stands in each of an image's D rows.
 
     Order never breaks and, with at most D detections, every one of them appears. ``even`` repeats each D / kept times,
@@ -49,6 +56,7 @@ def repeat_in_place(kept: torch.Tensor, num_rois: int, padding: str = "even", se
     Args:
         kept: (N,) int64, each from 0 to D.
         num_rois: D.
+        draws: the seed's :func:`padding_draws`, where they are at hand.
 
     Returns:
         (N, D) int64; -1 for an image with no detection.
@@ -58,8 +66,7 @@ def repeat_in_place(kept: torch.Tensor, num_rois: int, padding: str = "even", se
     if padding == "even":
         index = torch.div((2 * rows + 1) * n, 2 * num_rois, rounding_mode="floor")
     elif padding == "sampled":
-        generator = torch.Generator().manual_seed(seed)
-        draws = torch.randint(2**31 - 1, (num_rois,), generator=generator).to(kept.device)
+        draws = (padding_draws(num_rois, seed) if draws is None else draws).to(kept.device)
         index = torch.where(rows < n, rows, draws % n.clamp(min=1)).sort(dim=1).values
     else:
         raise ValueError(f"padding must be one of {', '.join(PADDING)}, not {padding!r}")

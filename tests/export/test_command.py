@@ -40,6 +40,22 @@ def test_a_difference_is_exit_status_1(run, tmp_path, monkeypatch):
     assert not info["check"]["passed"] and info["input"]["shape"] == [1, 96, 96]
 
 
+@pytest.mark.parametrize("part", ["whole", "dense"])
+def test_a_fixed_number_of_images_takes_slices_one_by_one_too(run, phantom, tmp_path, part):
+    Image.fromarray(phantom).save(tmp_path / "one.png")
+    status, _, err = run("--format", "pt2", "--part", part, "--batch", "3", "--check", tmp_path / "one.png")
+    assert status == 0 and not err, err
+    info = json.loads((tmp_path / "out" / "model.json").read_text(encoding="utf-8"))
+    assert info["input"]["shape"][0] == 3 and info["check"]["passed"]
+    assert part == "dense" or info["check"]["slices"][0]["detections"] > 0
+
+
+def test_a_pytorch_that_is_too_old_for_onnx_is_named(run, monkeypatch, tmp_path):
+    monkeypatch.setattr("torch.__version__", "2.5.1+cpu")
+    status, _, err = run()
+    assert status == 2 and "needs PyTorch 2.6" in err and "--format pt2" in err and err.count("\n") == 1
+
+
 def test_threshold_is_part_of_the_graph(run, monkeypatch, tmp_path):
     seen = {}
 
@@ -59,6 +75,7 @@ def test_threshold_is_part_of_the_graph(run, monkeypatch, tmp_path):
         (("--check", "nothing.png"), "nothing.png: no such file"),
         (("--batch", "0"), "--batch must be dynamic"),
         (("--batch", "all"), "--batch must be dynamic"),
+        (("--batch", "1025"), "a number from 1 to 1024"),
         (("--height", "0", "--width", "0"), "--height and --width must be 1 or more"),
         (("--height", "50", "--width", "5000"), "edges can be from 65 to 4096"),
         (("--score-threshold", "2"), "--score-threshold must be from 0 to 1"),

@@ -16,6 +16,8 @@ import onnx
 import pytest
 from PIL import Image
 
+from .conftest import CLASSIFIER
+
 WHOLE = ("lesion_onnx", "classifier_onnx", "lesion_pt2")
 
 
@@ -63,6 +65,12 @@ def test_any_batch_of_any_size(request, phantom, name):
         shared = one.session.finish(together, image.shape, image.shape, index)
         difference = result_difference(alone, shared, score_threshold=0, most_detections=-1)
         assert difference.within_tolerance and difference.detections == (alone.raw["image_index"] == 0).sum()
+
+
+def test_padding_that_is_drawn_becomes_part_of_a_graph(make_weights, export, phantom):
+    one = export(make_weights(CLASSIFIER, "MODEL.CLASSIFIER.PADDING", "sampled"), batch=1, slice_size=phantom.shape)
+    difference = compare(one.model, one.cfg, one.session, phantom, "")
+    assert difference.within_tolerance and 0 < len(np.unique(one.session(phantom).raw["ranked_detections"])) < 16
 
 
 def test_dense_part(dense_onnx, phantom):
@@ -150,6 +158,35 @@ def test_runs_without_this_package(lesion_onnx, phantom, tmp_path):
     with np.load(tmp_path / "found" / "slice.npz", allow_pickle=False) as found:
         np.testing.assert_allclose(found["boxes"], expected.boxes, atol=2e-3)
         assert found["masks"].shape == expected.masks.shape
+
+
+def run_example(*arguments, folder):
+    return subprocess.run([sys.executable, *map(str, arguments)], capture_output=True, text=True, cwd=folder)
+
+
+def test_results_of_slices_with_one_name_stand_beside_each_other(lesion_onnx, phantom, tmp_path):
+    for folder in ("1", "2"):
+        (tmp_path / folder).mkdir()
+        Image.fromarray(phantom).save(tmp_path / folder / "0.png")
+    np.save(tmp_path / "2" / "0.npy", phantom)
+    done = run_example(lesion_onnx.folder / "run.py", "1/0.png", "2/0.png", "2/0.npy", "-o", "found", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = sorted(path.relative_to(tmp_path / "found").as_posix() for path in (tmp_path / "found").rglob("*.npz"))
+    assert found == ["1/0.npz", "2/0.1.npz", "2/0.2.npz"]
+
+
+@pytest.mark.parametrize("kind", ["missing", "no image", "no slice", "range", "size"])
+def test_a_slice_that_can_not_be_used_is_one_line(lesion_onnx, tmp_path, kind):
+    path = tmp_path / ("slice.npy" if kind in ("no slice", "size") else "slice.png")
+    if kind == "no image":
+        path.write_text("text")
+    elif kind == "range":
+        path = path.with_suffix(".tif")
+        Image.fromarray(np.full((160, 142), 70_000, np.int32)).save(path)
+    elif kind != "missing":
+        np.save(path, np.zeros((3, 160, 142) if kind == "no slice" else (142, 160), np.uint8))
+    done = run_example(lesion_onnx.folder / "run.py", path, folder=tmp_path)
+    assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr
 
 
 # ---- the comparison itself ----

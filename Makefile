@@ -8,6 +8,14 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALLED := $(VENV)/.installed
 WORKERS ?= 2
 
+# Another Python or PyTorch that is asked for builds it anew; unasked, what is there stays.
+ifneq (,$(filter command environment,$(origin PYTHON) $(origin TORCH)))
+ifneq ($(PYTHON) $(TORCH),$(shell cat $(INSTALLED) 2>/dev/null))
+ANEW := --clear
+.PHONY: $(INSTALLED)
+endif
+endif
+
 .PHONY: help install demo test lint bench clean
 
 help:
@@ -23,13 +31,13 @@ install: $(INSTALLED)
 # pip 26.3 and newer refuse Detectron2's sdist for an optional dependency it names by URL, hence the bound.
 $(INSTALLED): setup.py requirements/detectron2-pypi.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v <= (3, 13) else "d2_covid needs Python 3.10 to 3.13, and $(PYTHON) is %d.%d: make PYTHON=python3.12 ..." % v)'
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv $(ANEW) $(VENV)
 	$(PIP) install --quiet "pip>=24.1,<26" "setuptools>=70.1" wheel
 	$(PIP) install --quiet $(TORCH)
 	$(PIP) install --quiet --no-deps --no-build-isolation --use-pep517 --requirement requirements/detectron2-pypi.txt
 	$(PIP) install --quiet --no-build-isolation --editable ".[all]"
 	$(BIN)/d2-covid doctor
-	@touch $@
+	@echo '$(PYTHON) $(TORCH)' > $@
 
 demo: $(INSTALLED)
 	$(BIN)/python tools/demo.py --output demo

@@ -3,14 +3,11 @@ there, `d2-covid doctor` still has to say so."""
 
 import importlib.metadata
 import platform
+import re
 import sys
 
-REQUIRED = ("torch", "torchvision", "numpy", "pillow", "opencv-python-headless", "pycocotools", "fvcore", "iopath")
-EXTRA = {
-    "dicom": ("pydicom", "pylibjpeg", "pylibjpeg-libjpeg", "highdicom", "nibabel", "SimpleITK"),
-    "export": ("onnx", "onnxruntime", "onnxscript"),
-    "dev": ("pytest", "hypothesis", "ruff", "scikit-learn"),
-}
+SHOWN = ("torch", "torchvision", "numpy", "pillow", "opencv-python-headless", "pycocotools", "fvcore", "iopath")
+"""Of what is required, those whose versions decide most; others are named where they are missing."""
 # OpenCV goes by several names on PyPI; any of them serves.
 ALTERNATIVES = {"opencv-python-headless": ("opencv-python-headless", "opencv-python", "opencv-contrib-python")}
 
@@ -22,6 +19,20 @@ def _version(name: str) -> str | None:
         except importlib.metadata.PackageNotFoundError:
             continue
     return None
+
+
+def _requirements() -> dict[str, list[str]]:
+    """Names of packages by extra, "" for what is required, as the installed d2_covid lists them."""
+    try:
+        listed = importlib.metadata.requires("d2_covid") or []
+    except importlib.metadata.PackageNotFoundError:  # run from a checkout that is not installed
+        return {"": list(SHOWN)}
+    names: dict[str, list[str]] = {"": []}
+    for line in listed:
+        extra = re.search(r"extra == ['\"]([\w-]+)", line)
+        names.setdefault(extra[1] if extra else "", []).append(re.match(r"[\w.-]+", line)[0])
+    names.pop("all", None)
+    return names
 
 
 def _device() -> str:
@@ -39,11 +50,12 @@ def doctor() -> tuple[str, bool]:
     Returns:
         The report, one fact a line, and whether d2_covid can run here.
     """
-    versions = {name: _version(name) for name in REQUIRED}
-    missing = [name for name, version in versions.items() if version is None]
+    requirements = _requirements()
+    versions = {name: _version(name) for name in dict.fromkeys([*SHOWN, *requirements.pop("")])}
     lines = [("python", f"{platform.python_version()} on {platform.platform()}")]
-    lines += [(name, version or "MISSING: pip install " + name) for name, version in versions.items()]
-    healthy = not missing
+    shown = [name for name, version in versions.items() if name in SHOWN or version is None]
+    lines += [(name, versions[name] or "MISSING: pip install " + name) for name in shown]
+    healthy = None not in versions.values()
     if versions["torch"] is not None:
         lines.append(("device", _device()))
     try:
@@ -60,7 +72,7 @@ def doctor() -> tuple[str, bool]:
         lines.insert(1, ("d2_covid", d2_covid.__version__))
         lines.insert(2, ("detectron2", f"{detectron2.__version__} {compiled}, {root}"))
         lines.append(("compat", f"supplied {', '.join(compat.applied)}" if compat.applied else "nothing to do"))
-    for extra, names in EXTRA.items():
+    for extra, names in requirements.items():
         absent = [name for name in names if _version(name) is None]
         state = f"not installed: {', '.join(absent)}; pip install -e '.[{extra}]'" if absent else "complete"
         lines.append((f"extra {extra}", state))
@@ -70,17 +82,28 @@ def doctor() -> tuple[str, bool]:
 
 
 def main() -> int:
-    """Run ``d2-covid``; without Detectron2 say in one line what to run, exit status 2."""
+    """Run ``d2-covid``; without Detectron2, or another package, say in one line what to run, exit status 2."""
     if sys.argv[1:] == ["doctor"]:
         text, healthy = doctor()
         print(text)
         return 0 if healthy else 2
     try:
-        from d2_covid.cli import main as command
-    except ImportError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return command()
+        try:
+            from d2_covid.cli import main as command
+        except ModuleNotFoundError:
+            raise
+        except ImportError as error:  # d2_covid's own, of Detectron2
+            return _refuse(str(error))
+        return command()
+    except ModuleNotFoundError as error:
+        if (error.name or "d2_covid").partition(".")[0] == "d2_covid":
+            raise  # a fault of ours
+        return _refuse(f"{error.name} is not installed; `d2-covid doctor` lists what is missing.")
+
+
+def _refuse(message: str) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return 2
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The command ``d2-covid``, and how commands end."""
 
+import importlib.metadata
 import subprocess
 import sys
 
@@ -11,9 +12,9 @@ from d2_covid.errors import UserError
 import pytest
 
 
-def _without_detectron2(*arguments: str) -> subprocess.CompletedProcess:
+def _without(package: str, *arguments: str) -> subprocess.CompletedProcess:
     code = (
-        "import sys; sys.modules['detectron2'] = None; import d2_covid_entry; "
+        f"import sys; sys.modules[{package!r}] = None; import d2_covid_entry; "
         f"sys.argv[1:] = {list(arguments)!r}; sys.exit(d2_covid_entry.main())"
     )
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -27,24 +28,49 @@ def test_doctor_reports_versions_device_and_compat(capsys, monkeypatch):
         assert fact in report
 
 
-def test_doctor_says_what_is_missing(monkeypatch):
+@pytest.mark.parametrize("package", ["pycocotools", "scipy"])
+def test_doctor_says_what_is_missing(package, monkeypatch):
     real = d2_covid_entry._version
-    monkeypatch.setattr(d2_covid_entry, "_version", lambda name: None if name == "pycocotools" else real(name))
+    monkeypatch.setattr(d2_covid_entry, "_version", lambda name: None if name == package else real(name))
     report, healthy = d2_covid_entry.doctor()
     assert not healthy
-    assert "MISSING: pip install pycocotools" in report and "NOT READY" in report
+    assert f"MISSING: pip install {package}" in report and "NOT READY" in report
+
+
+@pytest.mark.parametrize(("extra", "package"), [("dicom", "pylibjpeg-openjpeg"), ("dev", "pytest-xdist")])
+def test_doctor_says_what_an_extra_lacks(extra, package, monkeypatch):
+    real = d2_covid_entry._version
+    monkeypatch.setattr(d2_covid_entry, "_version", lambda name: None if name == package else real(name))
+    report, healthy = d2_covid_entry.doctor()
+    assert healthy
+    (line,) = [line for line in report.splitlines() if line.startswith(f"extra {extra}")]
+    assert f"not installed: {package}; pip install -e '.[{extra}]'" in line
+
+
+def test_doctor_works_where_d2_covid_is_not_installed(monkeypatch):
+    def requires(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "requires", requires)
+    assert d2_covid_entry.doctor()[1]
 
 
 def test_doctor_works_without_detectron2():
-    result = _without_detectron2("doctor")
+    result = _without("detectron2", "doctor")
     assert result.returncode == 2 and result.stderr == ""
     assert "DOES NOT IMPORT: d2_covid needs Detectron2" in result.stdout
 
 
 def test_other_commands_without_detectron2_say_one_line():
-    result = _without_detectron2("predict", "slice.png")
+    result = _without("detectron2", "predict", "slice.png")
     assert result.returncode == 2
     assert result.stderr.startswith("error: d2_covid needs Detectron2") and result.stderr.count("\n") == 1
+
+
+def test_a_package_that_a_command_lacks_is_named_in_one_line():
+    result = _without("scipy", "predict", "slice.png", "-o", "out")
+    assert result.returncode == 2 and result.stderr.count("\n") == 1
+    assert result.stderr.startswith("error: scipy") and "d2-covid doctor" in result.stderr
 
 
 def test_help_names_every_command(capsys):

@@ -186,7 +186,7 @@ def read_predictions(path: str | Path) -> SlicePredictions:
     try:
         with open(path, encoding="utf-8", newline="") as file:
             rows = list(csv.reader(file))
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"Cannot read the predictions {path}: {error}.") from error
     header = rows[0] if rows else []
     names = [column.removeprefix("logit ") for column in header if column.startswith("logit ")]

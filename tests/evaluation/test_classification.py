@@ -161,7 +161,7 @@ def test_predictions_can_be_scored_again(tmp_path):
 
 @pytest.mark.parametrize(
     "text, said",
-    [("", "first line"), ("a,b\n1,2\n", "first line"), (None, "Cannot read")],
+    [("", "first line"), ("a,b\n1,2\n", "first line"), (None, "Cannot read"), ("\"" + 200_000 * "a", "Cannot read")],
 )
 def test_other_files_are_no_predictions(tmp_path, text, said):
     path = tmp_path / "predictions.csv"

@@ -2,6 +2,7 @@
 """Turns CT slices with lesion masks into the COCO jsons that training reads; see datasets/README.md."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from d2_covid.data.datasets import datasets_root
 from d2_covid.data.lesion_masks import MASK_TYPES
 from d2_covid.data.pairing import Pairing, pair_cncb, pair_flat
 from d2_covid.data.splits import Splits, split_by_csv, split_by_fraction, split_by_lists, split_by_patients
+from d2_covid.engine.seeding import seed_number
 from d2_covid.errors import UserError
 
 DESCRIPTION = """\
@@ -60,8 +62,10 @@ def build_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
 
     what = parser.add_argument_group("what to make")
-    what.add_argument("--name", default="cncb", help="name of the set; datasets are NAME_<mask type>_<split> [cncb]")
-    what.add_argument("--output", type=Path, metavar="DIR", help="folder of the set [$DETECTRON2_DATASETS/NAME]")
+    what.add_argument("--name", help="name of the set; datasets are NAME_<mask type>_<split> [cncb]")
+    what.add_argument(
+        "--output", type=Path, metavar="DIR", help="folder of the set, whose name is NAME [$DETECTRON2_DATASETS/NAME]"
+    )
     what.add_argument(
         "--mask-types", nargs="+", choices=tuple(MASK_TYPES), default=list(MASK_TYPES),
         help="merge: GGO and consolidation are one class; ggo: GGO only; both: two classes [all three]",
@@ -74,7 +78,7 @@ def build_parser() -> argparse.ArgumentParser:
     split = parser.add_argument_group("how to split, always by patient (one of these) [--val-fraction 0.2]")
     split.add_argument("--val-patients", nargs="+", metavar="ID", help="validate on these, train on the others")
     split.add_argument("--val-fraction", type=float, metavar="X", help="validate on this share of the patients, drawn")
-    split.add_argument("--seed", type=int, default=0, help="seed of that draw [0]")
+    split.add_argument("--seed", type=seed_number, default=0, help="seed of that draw [0]")
     split.add_argument("--splits", type=Path, metavar="CSV", help="csv file with the columns patient_id and split")
     split.add_argument("--train-list", type=Path, metavar="TXT", help="list of training slices, a file name a line")
     split.add_argument("--val-list", type=Path, metavar="TXT", help="list of validation slices")
@@ -103,6 +107,19 @@ def find_pairs(args: argparse.Namespace) -> Pairing:
     if args.patient_pattern is not None:
         raise UserError("--patient-pattern is for the flat layout; in the cncb layout a folder is a patient.")
     return pair_cncb(args.source)
+
+
+def output_folder(args: argparse.Namespace) -> Path:
+    """Folder of the set; its last part is the set's name."""
+    if args.output is None:
+        return datasets_root() / (args.name or "cncb")
+    output = Path(os.path.abspath(args.output))
+    if args.name not in (None, output.name):
+        raise UserError(
+            f"--name {args.name} and --output {args.output} don't go together: a set has the name of its folder, "
+            f"here {output.name}; leave out one of them, or end --output in {args.name}."
+        )
+    return output
 
 
 def make_splits(args: argparse.Namespace, pairing: Pairing) -> Splits:
@@ -140,7 +157,7 @@ def report(done: Preparation, name: str, output: Path) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
-    output = args.output if args.output is not None else datasets_root() / args.name
+    output = output_folder(args)
     pairing = find_pairs(args)
     if args.strict:
         check_pairing(pairing)

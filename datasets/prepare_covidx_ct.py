@@ -19,7 +19,8 @@ from d2_covid.cli import run_command
 from d2_covid.data.datasets import datasets_root
 from d2_covid.data.files import atomic_write, write_json
 from d2_covid.data.slice_lists import IMAGE_CLASSES, ListedSlice, count_by_class, read_list
-from d2_covid.data.slices import balanced_subset, find_images, patient_overlap
+from d2_covid.data.slices import balanced_subset, check_files_apart, find_images, patient_overlap
+from d2_covid.engine.seeding import seed_number
 from d2_covid.errors import UserError
 
 SPLITS = ("train", "val", "test")
@@ -34,7 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--subset", type=int, default=3000, help="training slices to draw, equally many a class (3000; 0: all)"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the draw (0)")
+    parser.add_argument("--seed", type=seed_number, default=0, help="of the draw (0)")
     parser.add_argument("--output", type=Path, help="folder to write ($DETECTRON2_DATASETS/covidx_ct)")
     return parser
 
@@ -60,6 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if shared:
         first = "; ".join(f"{patient} in {' and '.join(splits)}" for patient, splits in list(shared.items())[:3])
         raise UserError(f"{len(shared)} patients are in two splits ({first}); nothing was written.")
+    check_files_apart({f"--{split}": paths for split, paths in files.items()})
 
     link_images(output / "image", root)
     for split, entries in listed.items():

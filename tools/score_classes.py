@@ -18,6 +18,7 @@ from typing import Sequence
 
 from d2_covid.cli import run_command
 from d2_covid.data.files import write_json
+from d2_covid.engine.seeding import seed_number
 from d2_covid.errors import UserError
 from d2_covid.evaluation.calibration import fit_temperature, image_scores
 from d2_covid.evaluation.classification import SCHEMA_VERSION, read_predictions, write_predictions
@@ -37,7 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
     scores.add_argument("--fit-temperature-on", type=Path, metavar="CSV", help="predictions.csv of validation data")
     scores.add_argument("--temperature", type=float, metavar="T", help="scores are softmax(logits / T) [as saved]")
     parser.add_argument("--bootstrap", type=int, default=1000, metavar="N", help="resamples; 0: no intervals [1000]")
-    parser.add_argument("--seed", type=int, default=0, help="of the resamples [0]")
+    parser.add_argument("--seed", type=seed_number, default=0, help="of the resamples [0]")
     parser.add_argument("--patient-k", type=int, default=3, metavar="K", help="slices behind any_k and top_k_mean [3]")
     return parser
 

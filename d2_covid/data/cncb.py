@@ -11,7 +11,15 @@ from tqdm import tqdm
 from ..errors import UserError
 from .datasets import prepared_json
 from .files import write_json
-from .lesion_masks import MASK_TYPES, coco_annotation, lesion_components, read_mask, require_mask_type
+from .lesion_masks import (
+    CONSOLIDATION,
+    GGO,
+    MASK_TYPES,
+    coco_annotation,
+    lesion_components,
+    read_mask,
+    require_mask_type,
+)
 from .pairing import Pairing, SlicePair
 from .preprocessing import read_slice
 from .splits import Splits
@@ -60,7 +68,7 @@ class Preparation:
     masks_without_image: tuple[Path, ...] = ()
     bad_slices: list[str] = field(default_factory=list)
     slices_in_no_split: int = 0
-    consolidation_seen: bool = False
+    lesions_seen: set[int] = field(default_factory=set)  # GGO, CONSOLIDATION
 
     def warnings(self) -> list[str]:
         """What a user may want to mend, one line each."""
@@ -70,7 +78,12 @@ class Preparation:
         if self.slices_in_no_split:
             lines.append(f"{_count(self.slices_in_no_split, 'slice')} belong to no split; left out.")
         by_class = [s.mask_type for s in self.splits if s.mask_type != "merge"]
-        if by_class and not self.consolidation_seen:
+        if not self.lesions_seen:
+            lines.append(
+                "No mask holds a lesion (2 GGO, 3 consolidation), so every slice counts as healthy. Where the source "
+                "marks lesions by another value, as binary masks do by 1, write them as 2."
+            )
+        elif by_class and CONSOLIDATION not in self.lesions_seen:
             lines.append(
                 "No mask holds consolidation (value 3). If the source does not tell the two kinds of lesion apart, "
                 "its ggo and both masks are wrong: use --mask-types merge."
@@ -168,7 +181,7 @@ def _add_slice(pair: SlicePair, image_root: Path, builders: Iterable["_JsonBuild
             f"{pair.image} is {image.shape[1]}x{image.shape[0]}, but its mask {pair.mask} is "
             f"{mask.shape[1]}x{mask.shape[0]}; they must be of one size."
         )
-    done.consolidation_seen |= bool((mask == 3).any())
+    done.lesions_seen.update(kind for kind in (GGO, CONSOLIDATION) if (mask == kind).any())
     for builder in builders:
         builder.add(pair, image_root, mask)
 

@@ -11,6 +11,7 @@ from detectron2.structures import BoxMode
 
 from ..errors import UserError
 from .lesion_masks import MASK_TYPES, require_mask_type
+from .run_lengths import run_lengths
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +27,7 @@ class LesionSet:
     image_root: Path
     mask_type: str | None  # None: neither given, nor told by the json or by the number of its classes
     classes: tuple[str, ...]
+    category_ids: tuple[int, ...]  # what the json numbers each of the classes
     dicts: list[dict[str, Any]]
 
 
@@ -34,8 +36,9 @@ def load_lesion_json(
 ) -> LesionSet:
     """Load a COCO json as Detectron2 dataset dicts with ``patient_id``, slices without lesions included.
 
-    Category ids 1..K become 0..K-1. Polygons and uncompressed run-length codes become compressed ones. A slice without
-    a ``patient_id`` belongs to the patient that its folder is named after.
+    Category ids 1..K become 0..K-1, in the order that :data:`MASK_TYPES` has where it knows a name (in any case); the
+    other names stay, and are warned of. Polygons and uncompressed run-length codes become compressed ones. A slice
+    without a ``patient_id`` belongs to the patient that its folder is named after.
 
     Args:
         image_root: folder that ``file_name`` is relative to (default: ``info.image_root``, itself relative to the
@@ -56,9 +59,10 @@ def load_lesion_json(
     image_root = Path(image_root)
     classes = _read_classes(json_file, content["categories"])
     mask_type = _settle_mask_type(json_file, mask_type, info.get("mask_type"), classes)
+    classes, category_ids = _in_house_order(json_file, mask_type, classes)
     dicts = _read_images(json_file, content["images"], image_root)
-    _add_annotations(json_file, content["annotations"], dicts, len(classes))
-    return LesionSet(json_file, image_root, mask_type, classes, list(dicts.values()))
+    _add_annotations(json_file, content["annotations"], dicts, category_ids)
+    return LesionSet(json_file, image_root, mask_type, classes, category_ids, list(dicts.values()))
 
 
 def read_coco(json_file: Path) -> dict[str, Any]:
@@ -105,16 +109,50 @@ def _settle_mask_type(json_file: Path, asked: str | None, told: str | None, clas
         require_mask_type(asked)
         if told is not None and told != asked:
             raise UserError(f"{json_file} holds {told!r} masks, not {asked!r}; name the json of that type.")
-        if len(MASK_TYPES[asked]) != len(classes):
-            raise UserError(
-                f"{json_file} has {len(classes)} lesion class(es) ({', '.join(classes)}), but mask type {asked!r} has "
-                f"{len(MASK_TYPES[asked])} ({', '.join(MASK_TYPES[asked])})."
-            )
-        return asked
-    if told in MASK_TYPES:
-        return told
-    by_name = {names: mask_type for mask_type, names in MASK_TYPES.items()}
-    return by_name.get(classes) or {1: "merge", 2: "both"}.get(len(classes))
+    mask_type = asked or (told if told in list(MASK_TYPES) else None)
+    if mask_type is None:
+        by_name = {_folded(names): mask_type for mask_type, names in MASK_TYPES.items()}
+        return by_name.get(_folded(classes)) or {1: "merge", 2: "both"}.get(len(classes))
+    if len(MASK_TYPES[mask_type]) != len(classes):
+        raise UserError(
+            f"{json_file} has {len(classes)} lesion class(es) ({', '.join(classes)}), but mask type {mask_type!r} has "
+            f"{len(MASK_TYPES[mask_type])} ({', '.join(MASK_TYPES[mask_type])})."
+        )
+    return mask_type
+
+
+def _in_house_order(
+    json_file: Path, mask_type: str | None, classes: tuple[str, ...]
+) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """Names and category ids in the order of the mask type, whose own names predictions will have."""
+    if mask_type is None:
+        return classes, tuple(range(1, len(classes) + 1))
+    house, folded = MASK_TYPES[mask_type], _folded(classes)
+    known = [folded.index(name) if name in folded else None for name in _folded(house)]
+    others = iter(index for index in range(len(classes)) if index not in known)
+    order = [next(others) if index is None else index for index in known]
+    names = [classes[own] if index is None else name for name, index, own in zip(house, known, order, strict=True)]
+    renamed = [f"{own} as {name}" for own, name in zip(names, house, strict=True) if own != name]
+    if renamed:
+        message = "%s: a model trained on it reports %s, by the names of mask type %r."
+        logger.warning(message, json_file, ", ".join(renamed), mask_type)
+    return tuple(names), tuple(own + 1 for own in order)
+
+
+def _folded(names: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(name.casefold() for name in names)
+
+
+def patient_of(image: dict[str, Any]) -> tuple[str, bool]:
+    """Patient of an entry of ``images``, and whether the entry tells it; null and blank don't.
+
+    Else it is the name of the file's folder, or without one that of the file.
+    """
+    told = image.get("patient_id")
+    if told is not None and str(told).strip():
+        return str(told), True
+    path = Path(str(image["file_name"]))
+    return path.parent.name or path.stem, False
 
 
 def _read_images(json_file: Path, images: list[dict], image_root: Path) -> dict[Any, dict[str, Any]]:
@@ -131,13 +169,14 @@ def _read_images(json_file: Path, images: list[dict], image_root: Path) -> dict[
         path = image_root / name
         if not path.exists():
             missing.append(path)
-        without_patient += "patient_id" not in image
+        patient, told = patient_of(image)
+        without_patient += not told
         dicts[image_id] = {
             "file_name": str(path),
             "height": size[0],
             "width": size[1],
             "image_id": image_id,
-            "patient_id": str(image.get("patient_id", Path(name).parent.name or Path(name).stem)),
+            "patient_id": patient,
             "annotations": [],
         }
     if missing:
@@ -155,7 +194,9 @@ def _read_images(json_file: Path, images: list[dict], image_root: Path) -> dict[
     return dict(sorted(dicts.items())) if all(isinstance(i, int) for i in dicts) else dicts
 
 
-def _add_annotations(json_file: Path, annotations: list[dict], dicts: dict[Any, dict], num_classes: int) -> None:
+def _add_annotations(
+    json_file: Path, annotations: list[dict], dicts: dict[Any, dict], category_ids: tuple[int, ...]
+) -> None:
     seen = set()
     for number, annotation in enumerate(annotations):
         what = f"annotation {annotation.get('id', f'at position {number}')}"
@@ -169,8 +210,9 @@ def _add_annotations(json_file: Path, annotations: list[dict], dicts: dict[Any, 
         image = dicts[image_id]
         what = f"{what} of {image['file_name']}"
         category = _field(json_file, annotation, "category_id", what)
-        if category not in range(1, num_classes + 1):
-            raise UserError(f"{json_file}: {what} has category id {category}; its categories are 1 to {num_classes}.")
+        if category not in category_ids:
+            known = f"its categories are 1 to {len(category_ids)}"
+            raise UserError(f"{json_file}: {what} has category id {category}; {known}.")
         box = _field(json_file, annotation, "bbox", what)
         rle = to_rle(json_file, annotation.get("segmentation"), image["height"], image["width"], what)
         check_box(json_file, box, image["height"], image["width"], what)
@@ -180,7 +222,7 @@ def _add_annotations(json_file: Path, annotations: list[dict], dicts: dict[Any, 
                 "bbox_mode": BoxMode.XYWH_ABS,
                 "segmentation": rle,
                 "area": float(mask_util.area(rle)),
-                "category_id": category - 1,
+                "category_id": category_ids.index(category),
                 "iscrowd": int(annotation.get("iscrowd", 0)),
             }
         )
@@ -203,26 +245,32 @@ def to_rle(json_file: Path, segmentation: Any, height: int, width: int, what: st
     """Polygons or run-length code as compressed run-length code.
 
     Raises:
-        UserError: there is none, or it is malformed, empty or of another size than the image.
+        UserError: there is none, or it is malformed, empty, of another size than the image, or doesn't cover it.
     """
     if not segmentation:
         raise UserError(f"{json_file}: {what} has no segmentation; Mask R-CNN needs a mask for every lesion.")
     try:
+        rle = segmentation
         if isinstance(segmentation, list):
             if not all(isinstance(polygon, list) and len(polygon) >= 6 for polygon in segmentation):
                 raise ValueError("a polygon is a list x1, y1, x2, y2, ... of three points or more")
             rle = mask_util.merge(mask_util.frPyObjects(segmentation, height, width))
-        elif isinstance(segmentation["counts"], list):
-            rle = mask_util.frPyObjects(segmentation, height, width)
-        else:
-            rle = {"size": list(segmentation["size"]), "counts": segmentation["counts"]}
-        size, area = list(rle["size"]), int(mask_util.area(rle))
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-        message = f"{json_file}: {what} has a segmentation that is neither polygons nor run-length code ({error})."
+        size, runs, counts = list(rle["size"]), run_lengths(rle["counts"]), rle["counts"]
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
+        reason = f"it has no {error}" if isinstance(error, KeyError) else error
+        message = f"{json_file}: {what} has a segmentation that is neither polygons nor run-length code ({reason})."
         raise UserError(message) from error
     if size != [height, width]:
-        raise UserError(f"{json_file}: {what} has a mask of {size[1]}x{size[0]} on an image of {width}x{height}.")
-    if area == 0:
+        shown = "x".join(map(str, size[::-1]))
+        raise UserError(f"{json_file}: {what} has a mask of {shown} on an image of {width}x{height}.")
+    # pycocotools decodes the masks of a slice one behind the other: one that is too short would shift those after it.
+    if runs.sum() != height * width:
+        raise UserError(
+            f"{json_file}: {what} has a run-length code of {runs.sum()} pixels on an image of {width}x{height}, which "
+            f"has {height * width}; its runs, the last one of background too, must add up to that."
+        )
+    if not runs[1::2].any():
         raise UserError(f"{json_file}: {what} has a segmentation without a pixel.")
-    counts = rle["counts"]
-    return {"size": size, "counts": counts.decode("ascii") if isinstance(counts, bytes) else counts}
+    if not isinstance(counts, (str, bytes)):
+        counts = mask_util.frPyObjects({"size": size, "counts": runs.tolist()}, height, width)["counts"]
+    return {"size": [height, width], "counts": counts.decode("ascii") if isinstance(counts, bytes) else counts}

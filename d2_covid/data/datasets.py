@@ -119,7 +119,7 @@ def load_lesions(name: str) -> list[dict[str, Any]]:
     _set_metadata(
         name,
         thing_classes=list(loaded.classes),
-        thing_dataset_id_to_contiguous_id={i + 1: i for i in range(len(loaded.classes))},
+        thing_dataset_id_to_contiguous_id={category: i for i, category in enumerate(loaded.category_ids)},
         json_file=str(loaded.json_file),
         image_root=str(loaded.image_root),
         mask_type=loaded.mask_type,

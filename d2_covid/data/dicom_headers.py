@@ -19,6 +19,7 @@ _OTHER_MODALITIES = {
     "CR", "DX", "KO", "MG", "MR", "NM", "OT", "PR", "PT", "REG", "RF", "RTDOSE", "RTIMAGE", "RTPLAN", "RTSTRUCT", "SC",
     "SEG", "SR", "US", "XA",
 }  # fmt: skip
+_DIRECTORY = "1.2.840.10008.1.3.10"
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 _DEFLATED = "1.2.840.10008.1.2.1.99"
 _TAGS = [
@@ -82,6 +83,8 @@ def read_frames(path: Path) -> list[DicomFrame] | LeftOut:
     size = file_size(path)
     with reading(path):
         dataset = _read_header(path)
+        if getattr(dataset, "file_meta", {}).get("MediaStorageSOPClassUID") == _DIRECTORY:
+            return LeftOut(path, "DICOMDIR, a list of other files")
         if not any(dataset.get(name) for name in ("SOPClassUID", "Modality", "Rows")):
             raise UserError(f"{one_line(path)} is damaged or no DICOM file: its header is empty; replace or remove it.")
         reason = _left_out(dataset)

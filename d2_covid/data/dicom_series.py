@@ -3,6 +3,7 @@
 import functools
 import math
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
@@ -50,7 +51,11 @@ def assemble(frames: Iterable[DicomFrame], assume_window: bool = False) -> Itera
     Yields:
         A :class:`Series`, or a :class:`Problem` in place of one that can't be read.
     """
-    for uid, members in _by_series(frames).items():
+    groups: dict[str | Path, list[DicomFrame]] = {}
+    for frame in frames:
+        groups.setdefault(series_key(frame), []).append(frame)
+    for key, members in groups.items():
+        uid = key if isinstance(key, str) else key.name or "series"
         stacks = _by_plane(members)
         kept = [stack for stack in stacks if not _is_unlabelled_scout(stack, stacks)]
         for stack in stacks:
@@ -72,12 +77,9 @@ def assemble(frames: Iterable[DicomFrame], assume_window: bool = False) -> Itera
                 yield Problem(one_line(stack[0].path.parent), message)
 
 
-def _by_series(frames: Iterable[DicomFrame]) -> dict[str, list[DicomFrame]]:
-    """By SeriesInstanceUID; where that is missing, the files of a folder are one series."""
-    groups: dict[str, list[DicomFrame]] = {}
-    for frame in frames:
-        groups.setdefault(frame.series_uid or frame.path.parent.name or "series", []).append(frame)
-    return groups
+def series_key(frame: DicomFrame) -> str | Path:
+    """What the frames of one series share: their SeriesInstanceUID; where that is missing, their folder."""
+    return frame.series_uid or frame.path.parent.resolve()
 
 
 def _by_plane(frames: Sequence[DicomFrame]) -> list[list[DicomFrame]]:

@@ -10,7 +10,8 @@ from PIL import Image, UnidentifiedImageError
 
 from ..errors import UserError
 from .dicom_headers import DicomFrame, LeftOut, read_frames
-from .dicom_series import assemble
+from .dicom_series import assemble, series_key
+from .globs import expand
 from .intensity import Unit
 from .limits import check_shape, file_size, one_line, reading
 from .pairing import IMAGE_SUFFIXES, natural_key
@@ -27,16 +28,19 @@ _MAX_NAME = 100
 
 @dataclass
 class _Found:
-    """What the inputs hold: paths and headers, no pixels."""
+    """What the inputs hold: paths and headers, no pixels.
+
+    Attributes:
+        seen: device and inode of the files taken or left out.
+        met: how often one of these was come upon, the first time and later.
+    """
 
     frames: list[DicomFrame] = field(default_factory=list)
     volumes: list[tuple[Path, VolumeFormat]] = field(default_factory=list)
     images: dict[Path, list[Path]] = field(default_factory=dict)
     left_out: dict[tuple[Path, str], list[Path]] = field(default_factory=dict)
     seen: set[tuple[int, int]] = field(default_factory=set)
-
-    def count(self) -> int:
-        return len(self.frames) + len(self.volumes) + sum(map(len, self.images.values()))
+    met: int = 0
 
 
 def discover(
@@ -48,6 +52,7 @@ def discover(
     glob (``**`` for any depth). Files are told by their content. DICOM files become series by their SeriesInstanceUID,
     whatever folder or input they come from; images of one folder become one series of loose slices in natural order;
     a volume is a series. A file that several inputs name is read once. Symlinks are followed, loops of them end.
+    What is no CT is passed over in folders and globs, DICOM with a word; a file that is named must be one.
 
     All headers are read before the first series comes. Let go of a series before taking the next, and no more than one
     is ever held.
@@ -62,17 +67,14 @@ def discover(
     found = _Found()
     for item in inputs:
         try:
-            paths = _expand(item)
+            yield from _take(item, found)
         except UserError as error:
             yield Problem(one_line(item), str(error))
-            continue
-        for path in paths:
-            yield from _take(path, found)
     for (folder, reason), paths in found.left_out.items():
         files = f"{paths[0].name}" if len(paths) == 1 else f"{len(paths)} files, the first {paths[0].name}"
         yield Problem(one_line(folder), f"{one_line(folder)}: left out: {reason} ({one_line(files)}).", failed=False)
     if on_found is not None:
-        on_found(len({frame.series_uid for frame in found.frames}) + len(found.volumes) + len(found.images))
+        on_found(len({series_key(frame) for frame in found.frames}) + len(found.volumes) + len(found.images))
     used: set[str] = set()
     for result in _read(found, assume_window):
         if isinstance(result, Series):
@@ -81,37 +83,17 @@ def discover(
         del result
 
 
-def _expand(item: str | Path) -> list[Path]:
-    """The paths that an input names: itself, or what a glob matches."""
-    path = Path(item)
-    with reading(path):
-        if "\0" in str(item):
-            raise UserError(f"{one_line(item)} is no path.")
-        if os.path.lexists(path) or not re.search(r"[*?\[]", str(item)):
-            return [path]
-        parts = path.parts
-        first = next(i for i, part in enumerate(parts) if re.search(r"[*?\[]", part))
-        # pathlib's ** stays out of symlinked folders, and so out of loops.
-        matches = sorted(Path(*parts[:first]).glob(str(Path(*parts[first:]))), key=lambda p: natural_key(str(p)))
-    if not matches:
-        raise UserError(f"{one_line(item)} matches no file.")
-    return matches
-
-
-def _take(path: Path, found: _Found) -> Iterator[Problem]:
-    """Add one input's files to ``found``."""
-    if not os.path.isdir(path):
-        yield from _take_file(path, found, named=True)
-        return
-    before, failed = found.count() + len(found.seen), False
-    for entry in _walk(path):
-        if isinstance(entry, Problem):
-            problems = [entry]
-        else:
-            problems = list(_take_file(entry, found, named=False))
-        failed = failed or any(problem.failed for problem in problems)
-        yield from problems
-    if not failed and found.count() + len(found.seen) == before:
+def _take(item: str | Path, found: _Found) -> Iterator[Problem]:
+    """Add one input's files to ``found``. What a glob matches is looked at as what a folder holds: nobody named it."""
+    path, paths = Path(item), expand(item)
+    named = paths == [path] and not os.path.isdir(path)
+    before, failed = found.met, False
+    for top in paths:
+        for entry in _walk(top) if os.path.isdir(top) else [top]:
+            problems = [entry] if isinstance(entry, Problem) else list(_take_file(entry, found, named))
+            failed = failed or any(problem.failed for problem in problems)
+            yield from problems
+    if not failed and found.met == before:
         yield Problem(one_line(path), f"{one_line(path)} holds no CT that can be read: no image, DICOM file or volume.")
 
 
@@ -130,8 +112,8 @@ def _walk(top: Path) -> Iterator[Path | Problem]:
             yield Problem(one_line(folder), f"Cannot read {one_line(folder)}: {error.strerror or error}.")
             continue
         paths = [folder / name for name in names if not name.startswith(".")]
-        folders = [path for path in paths if os.path.isdir(path)]
-        yield from (path for path in paths if path not in set(folders))
+        folders = dict.fromkeys(path for path in paths if os.path.isdir(path))
+        yield from (path for path in paths if path not in folders)
         pending += reversed(folders)
 
 
@@ -145,6 +127,7 @@ def _take_file(path: Path, found: _Found, named: bool) -> Iterator[Problem]:
         with reading(path):
             status = path.stat()
             if (status.st_dev, status.st_ino) in found.seen:
+                found.met += 1
                 return
             content = sniff(path)
         if content is None and path.name.lower().endswith(IMAGE_SUFFIXES):
@@ -158,6 +141,7 @@ def _take_file(path: Path, found: _Found, named: bool) -> Iterator[Problem]:
             return
         _add(path, content, found, named)
         found.seen.add((status.st_dev, status.st_ino))
+        found.met += 1
     except UserError as error:
         yield Problem(one_line(path), str(error))
     except OSError as error:

@@ -18,7 +18,8 @@ def atomic_write(path: str | Path, mode: str = "w") -> Iterator[IO]:
     Missing parent folders are made. A body that raises leaves an earlier file at ``path`` as it was.
 
     Args:
-        mode: ``"w"`` for text (UTF-8) or ``"wb"`` for bytes.
+        mode: ``"w"`` for text (UTF-8) or ``"wb"`` for bytes. What of a file's name is no UTF-8 becomes text such as
+            ``\\udce9``, which json reads back as it was.
 
     Raises:
         UserError: the folder can't be written to, or the disk is full; the message names ``path``.
@@ -28,7 +29,8 @@ def atomic_write(path: str | Path, mode: str = "w") -> Iterator[IO]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-        with os.fdopen(descriptor, mode, encoding=None if "b" in mode else "utf-8") as file:
+        text = {} if "b" in mode else {"encoding": "utf-8", "errors": "backslashreplace"}
+        with os.fdopen(descriptor, mode, **text) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

@@ -46,6 +46,7 @@ def read_voxels(path: Path, io: str, size: int) -> bytearray:
 
 def _ask(path: Path, io: str, size: int) -> tuple[dict[str, Any], bytearray]:
     with _lock:
+        _check_name(path)
         child = _running(path)
         # A reader that hangs is stopped like one that crashes.
         timer = threading.Timer(_SECONDS, child.kill)
@@ -74,6 +75,16 @@ def _ask(path: Path, io: str, size: int) -> tuple[dict[str, Any], bytearray]:
         reason = one_line(answer["error"], 160).rstrip(".")
         raise UserError(f"{one_line(path)} is damaged or unreadable ({reason}); replace or remove it.")
     return answer, voxels
+
+
+def _check_name(path: Path) -> None:
+    """Refuse a path that SimpleITK would crash on."""
+    try:
+        str(path.absolute()).encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"{one_line(path)}: SimpleITK reads only files whose names, and their folders', are UTF-8; rename it."
+        ) from error
 
 
 def _running(path: Path) -> subprocess.Popen:

@@ -63,7 +63,8 @@ def read_mask(path: str | Path) -> np.ndarray:
         (H, W) ``uint8`` array of values 0..3.
 
     Raises:
-        UserError: unreadable file, unequal colour channels, or a value other than 0..3; the message names the file.
+        UserError: unreadable file, unequal colour channels, one bit a pixel, or a value other than 0..3; the message
+            names the file.
     """
     image = open_image(path)
     if image.mode in ("LA", "RGB", "RGBA"):
@@ -74,6 +75,8 @@ def read_mask(path: str | Path) -> np.ndarray:
         values = colour[..., 0]
     elif image.mode in ("1", "L", "P") or image.mode.startswith("I"):
         values = np.asarray(image)
+        if image.mode == "1" and values.any():
+            raise UserError(f"{path} has one bit a pixel, which may mean lung or lesion; save lesions as 2 (GGO) or 3.")
     else:
         raise UserError(f"{path} has the colour mode {image.mode}; save masks as gray or palette PNG.")
     check_mask_values(values, path)

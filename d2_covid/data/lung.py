@@ -65,29 +65,29 @@ def lung_masks(series: Series) -> Iterator[np.ndarray]:
     """
     if not series.hounsfield or series.geometry is None:
         for index in range(series.num_slices):
-            yield lung_mask(series.slice(index), series.pixel_area_mm2)
+            yield lung_mask(series.slice(index), series.spacing and series.spacing[1:])
         return
     chosen = _lung_regions(series)
     for index in range(series.num_slices):
         labels, _ = _regions(series.slice(index), series.pixel_area_mm2)
-        yield _close(_of(labels, chosen[index]), series.pixel_area_mm2)
+        yield _close(_of(labels, chosen[index]), series.spacing[1:])
 
 
-def lung_mask(slice_values: np.ndarray, pixel_area_mm2: float | None = None) -> np.ndarray:
+def lung_mask(slice_values: np.ndarray, spacing: tuple[float, float] | None = None) -> np.ndarray:
     """Lung of one slice by itself; without its neighbours, gas in the gut may pass for lung.
 
     Args:
         slice_values: (H, W) ``float32`` in Hounsfield units, or ``uint8`` gray.
-        pixel_area_mm2: None: as if the slice were 350 mm wide.
+        spacing: (row, column) in mm; None: as if the slice were 350 mm wide, and its pixels square.
 
     Returns:
         (H, W) ``bool``.
     """
-    area = pixel_area_mm2 or (_FIELD_OF_VIEW_MM / slice_values.shape[1]) ** 2
-    labels, areas = _regions(slice_values, area)
+    spacing = spacing or (_FIELD_OF_VIEW_MM / slice_values.shape[1],) * 2
+    labels, areas = _regions(slice_values, spacing[0] * spacing[1])
     # Without neighbours to tell lung from what is small, small is a share of this slice's largest region.
     kept = [label for label, size in areas.items() if size >= _LEAST_BODY_SHARE * max(areas.values())]
-    return _close(_of(labels, kept), area)
+    return _close(_of(labels, kept), spacing)
 
 
 def _regions(values: np.ndarray, pixel_area: float) -> tuple[np.ndarray, dict[int, int]]:
@@ -160,12 +160,13 @@ def _lung_regions(series: Series) -> list[list[int]]:
     return [[label for label, node in current.items() if bodies[root(node)] >= least] for current in nodes]
 
 
-def _close(mask: np.ndarray, pixel_area: float) -> np.ndarray:
+def _close(mask: np.ndarray, spacing: tuple[float, float]) -> np.ndarray:
     """Close dents and fill holes of either side by itself, so that the mediastinum between them stays out."""
     if not mask.any():
         return mask
-    radius = max(1, round(_CLOSING_MM / pixel_area**0.5))
-    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1))
+    # A disc in the patient; where pixels are not square, an ellipse of them.
+    down, across = (max(1, round(_CLOSING_MM / edge)) for edge in spacing)
+    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * across + 1, 2 * down + 1))
     count, labels, _, centres = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=4)
     columns = np.flatnonzero(mask.any(axis=0))
     left = [label for label in range(1, count) if centres[label, 0] < (columns[0] + columns[-1]) / 2]
@@ -173,9 +174,9 @@ def _close(mask: np.ndarray, pixel_area: float) -> np.ndarray:
     closed = np.zeros_like(mask)
     for side in (mask & on_left, mask & ~on_left):
         if side.any():
-            padded = cv2.copyMakeBorder(side.astype(np.uint8), *[radius] * 4, cv2.BORDER_CONSTANT, value=0)
+            padded = cv2.copyMakeBorder(side.astype(np.uint8), down, down, across, across, cv2.BORDER_CONSTANT, value=0)
             padded = cv2.morphologyEx(padded, cv2.MORPH_CLOSE, disc)
             outside = padded.copy()
             cv2.floodFill(outside, None, (0, 0), 2)  # what the corner reaches is no hole
-            closed |= (outside != 2)[radius:-radius, radius:-radius]
+            closed |= (outside != 2)[down:-down, across:-across]
     return closed

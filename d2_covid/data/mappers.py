@@ -53,10 +53,11 @@ class LesionDatasetMapper:
             sampling: ``"choice"`` of the sizes, or a ``"range"`` between two.
             augmentation: what to vary (None: nothing).
         """
-        if sampling not in ("choice", "range") or (sampling == "range" and len(min_sizes) != 2) or not min_sizes:
+        ends = sampling == "range" and len(min_sizes) == 2 and min_sizes[0] <= min_sizes[1]
+        if not ends and (sampling != "choice" or not min_sizes):
             raise UserError(
                 f"INPUT.MIN_SIZE_TRAIN {list(min_sizes)} with INPUT.MIN_SIZE_TRAIN_SAMPLING {sampling!r}: give sizes "
-                "to choose from with 'choice', or the two ends with 'range'."
+                "to choose from with 'choice', or the two ends, the smaller first, with 'range'."
             )
         self.is_train = is_train
         self.min_sizes = tuple(min_sizes)

@@ -19,7 +19,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from ..errors import UserError
 from .datasets import datasets_root
 from .slice_lists import IMAGE_CLASSES
-from .slices import check_patients_apart, load_slices
+from .slices import check_files_apart, check_patients_apart, load_slices
 
 logger = logging.getLogger(__name__)
 
@@ -112,11 +112,11 @@ def check_slice_datasets(cfg: CfgNode) -> None:
     """Load every dataset of a classification config, and refuse what would spoil a run after hours.
 
     Patients are compared between training and test sets that share an image folder: patients of two unrelated sets may
-    both be called "1".
+    both be called "1". Files are compared between all.
 
     Raises:
         UserError: an image or a list is missing, the classes differ between the sets or in number from the model's, a
-            training set lacks a class, or a patient is in training and test.
+            training set lacks a class, or a patient or an image is in training and test.
     """
     loaded = {name: DatasetCatalog.get(name) for name in dict.fromkeys([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])}
     check_image_classes(cfg, list(loaded))
@@ -128,6 +128,8 @@ def check_slice_datasets(cfg: CfgNode) -> None:
         for test in cfg.DATASETS.TEST:
             if train != test and _image_root(train) == _image_root(test):
                 check_patients_apart({name: [d["patient_id"] for d in loaded[name]] for name in (train, test)})
+            sides = {f"DATASETS.TRAIN ({train})": train, f"DATASETS.TEST ({test})": test}
+            check_files_apart({side: [d["file_name"] for d in loaded[name]] for side, name in sides.items()})
     classes = MetadataCatalog.get(next(iter(loaded))).image_classes
     present = {d["image_class"] for name in cfg.DATASETS.TRAIN for d in loaded[name]}
     if cfg.DATASETS.TRAIN and len(present) < len(classes):

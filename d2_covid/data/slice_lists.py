@@ -141,7 +141,10 @@ def read_list(
     if not first:
         raise UserError(f"{path} lists no slices.")
     parse = _parse_csv if "," in first else _parse_columns
-    listed = list(parse(text, str(path), image_classes, on_error))
+    try:
+        listed = list(parse(text, str(path), image_classes, on_error))
+    except csv.Error as error:
+        raise UserError(f"{path} is no csv file ({error}); look for a quotation mark without its pair.") from error
     if not listed:
         raise UserError(f"{path} lists no slices.")
     return _without_repeats(listed, path, on_error)

@@ -6,6 +6,7 @@ unknown); :class:`.slice_mapper.SliceMapper` adds ``height`` and ``width`` when 
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,23 @@ def check_patients_apart(patients: Mapping[str, Iterable[str]]) -> None:
         first = "; ".join(f"{patient} in {' and '.join(splits)}" for patient, splits in list(shared.items())[:3])
         more = f"; and {len(shared) - 3} more" if len(shared) > 3 else ""
         raise UserError(f"{len(shared)} patients are in two splits: {first}{more}. Give each patient to one split.")
+
+
+def check_files_apart(files: Mapping[str, Iterable[str | Path]]) -> None:
+    """Refuse splits that share an image, by whatever path to its folder: a :class:`UserError` that names the first.
+
+    Args:
+        files: split -> path of each slice.
+    """
+    folder = cache(os.path.realpath)
+    places = {
+        split: {os.path.join(folder(os.path.dirname(path)), os.path.basename(path)) for path in paths}
+        for split, paths in files.items()
+    }
+    if shared := patient_overlap(places):
+        (first, splits), *others = shared.items()
+        more = f" (and {len(others)} more like it)" if others else ""
+        raise UserError(f"{first} is in {' and '.join(splits)}{more}; give each slice to one of them.")
 
 
 def balanced_indices(classes: Sequence[int], rng: np.random.Generator) -> np.ndarray:

@@ -52,7 +52,7 @@ def split_by_csv(pairs: Sequence[SlicePair], path: str | Path) -> Splits:
     """Splits of a csv file with the columns ``patient_id`` and ``split``; patients not in it are left out.
 
     Raises:
-        UserError: unreadable file, missing column, a patient in two splits, or one without slices.
+        UserError: unreadable file, missing column, no patient, one in two splits, or one without slices.
     """
     assignment: dict[str, str] = {}
     try:
@@ -70,6 +70,8 @@ def split_by_csv(pairs: Sequence[SlicePair], path: str | Path) -> Splits:
                     raise UserError(f"{path}: patient {patient} is in two splits, {assignment[patient]} and {split}.")
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"Cannot read {path}: {getattr(error, 'strerror', None) or error}.") from error
+    if not assignment:
+        raise UserError(f"{path} names no patient; give a line to each, with its split.")
     unknown = set(assignment) - {pair.patient_id for pair in pairs}
     if unknown:
         raise UserError(f"{path} names patient {_listed(unknown)}, who has no slices.")

@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 import pycocotools.mask as mask_util
 
 from ..errors import UserError
-from .coco_json import check_box, read_coco, to_rle
+from .coco_json import check_box, patient_of, read_coco, to_rle
 from .datasets import ensure_registered, lesion_source
 from .pairing import natural_key, pair_cncb
 from .slice_datasets import slice_source
@@ -228,9 +228,8 @@ def _read_images(path: Path, entries: list[dict], root: Path, findings: Findings
             what = "the file" if file in files else f"the id {entry['id']}"
             findings.add("bad_entry", file, f"{path}: {what} of {file} is given twice in 'images'.")
             continue
-        unknown += "patient_id" not in entry
-        relative = Path(str(entry["file_name"]))
-        patient = str(entry.get("patient_id", relative.parent.name or relative.stem))
+        patient, told = patient_of(entry)
+        unknown += not told
         images[_key(entry["id"])] = CheckedSlice(file, patient, None, size)
         files.add(file)
     if unknown:

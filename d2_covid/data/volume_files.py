@@ -34,9 +34,10 @@ _NUMBER_KINDS = "iuf"
 
 @dataclass(frozen=True)
 class _Volume:
-    """A header read and found in order. ``read`` gives the whole array, in whatever type is stored; ``plane`` one plane
-    of it without the rest, or None where the format has no way to."""
+    """A header read and found in order, of ``files``. ``read`` gives the whole array, in whatever type is stored;
+    ``plane`` one plane of it without the rest, or None where the format has no way to."""
 
+    files: tuple[Path, ...]
     geometry: Geometry
     read: Callable[[], np.ndarray]
     plane: Callable[[int], np.ndarray] | None
@@ -71,7 +72,7 @@ def read_volume(path: str | Path, form: VolumeFormat, identifier: str, assume_wi
     return series_from_planes(
         identifier,
         "volume",
-        (path,),
+        volume.files,
         volume.geometry,
         read_plane,
         assume_window=assume_window,
@@ -132,7 +133,7 @@ def _open_nifti(path: Path, size: int) -> _Volume:
         count = shape[0] * shape[1] * dtype.itemsize
         return _bytes_to_array(_read_exactly(path, offset + index * count, count), 0, (shape[1], shape[0]), dtype)
 
-    return _Volume(geometry, read, None if compressed else plane, scale, warnings)
+    return _Volume((path,), geometry, read, None if compressed else plane, scale, warnings)
 
 
 def _bytes_to_array(data: bytearray, offset: int, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
@@ -202,7 +203,8 @@ def _open_with_itk(path: Path, form: VolumeFormat, size: int) -> _Volume:
     def read() -> np.ndarray:
         return np.frombuffer(itk_process.read_voxels(path, io, claimed), dtype).reshape(geometry.source_shape)
 
-    return _Volume(geometry, read, None, None)
+    files = (path,) if data_path == path else (path, data_path)
+    return _Volume(files, geometry, read, None, None)
 
 
 def _text_header(path: Path) -> dict[str, str]:

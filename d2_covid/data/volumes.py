@@ -48,7 +48,7 @@ class Series:
 
     Attributes:
         identifier: unique within one :func:`.discovery.discover`, and safe as a file name.
-        source_files: the files read.
+        source_files: the files read; of a volume in two, its header first.
         slice_names: one for each slice.
         geometry: None for loose images, which may differ in size and have no place in the patient.
         modality: ``"CT"`` where the input says so.

@@ -4,6 +4,7 @@ So an iteration draws the same numbers whether the run got there in one go or wa
 the number of loader workers.
 """
 
+import argparse
 import hashlib
 import random
 import secrets
@@ -29,6 +30,17 @@ def derive_seed(seed: int, purpose: str, *position: int) -> int:
 def draw_seed() -> int:
     """A fresh seed for a run whose config names none."""
     return secrets.randbelow(2**31)
+
+
+def seed_number(text: str) -> int:
+    """The ``type`` of a ``--seed`` option: a whole number that every generator takes, 0 to 2**32 - 1.
+
+    Raises:
+        argparse.ArgumentTypeError: it is none; the parser then names option and number.
+    """
+    if not (text.isdecimal() and int(text) < 2**32):
+        raise argparse.ArgumentTypeError(f"a seed is a whole number from 0 to {2**32 - 1}, not {text}")
+    return int(text)
 
 
 def seed_everything(seed: int) -> None:

@@ -10,12 +10,13 @@ import torch
 
 from ..data.discovery import discover
 from ..data.files import write_json
+from ..data.globs import is_glob, reaches
 from ..data.limits import one_line
 from ..data.volumes import Problem, Series
 from ..engine.run_record import device_name, now, versions
 from ..errors import UserError
 from .kept_tags import check_keywords, read_tags
-from .outputs import DONE, choose_outputs, file_sizes, overlay_writer, whole_folder, write_outputs
+from .outputs import DONE, READ_AS_INPUT, choose_outputs, file_sizes, overlay_writer, whole_folder, write_outputs
 from .predictions_json import NOTICE, SCHEMA_VERSION, model_facts
 from .predictor import Predictor
 from .resume import config_sha256, result_key, whole_result
@@ -109,9 +110,11 @@ class BatchRun:
         except UserError as error:
             self.report(f"error: {error}")
             return 1
-        if failed:
-            return 1 if self._entries else 2
-        return 0
+        if not self._entries:
+            if not failed:
+                self.report("error: There is nothing to predict on: all that the inputs hold was left out.")
+            return 2
+        return 1 if failed else 0
 
     def _write_ending(self, status: str) -> None:
         write_summary(self.output / "summary.csv", self.rows)
@@ -254,10 +257,15 @@ def failure_message(series: Series, error: Exception) -> str:
 
 
 def refuse_nested(inputs: Sequence[str | Path], output: Path) -> None:
-    """Refuse an output folder that is an input or lies in one: the next run would read its own results."""
+    """Refuse an output folder that is an input, lies in one, or has files that a glob would match: the next run would
+    read its own results."""
     for item in inputs:
         path = Path(item)
-        if path.is_dir() and output.resolve().is_relative_to(path.resolve()):
+        if is_glob(item):
+            nested = any(reaches(item, output / "a series" / name) for name in READ_AS_INPUT)
+        else:
+            nested = path.is_dir() and output.resolve().is_relative_to(path.resolve())
+        if nested:
             raise UserError(f"The output folder {output} lies in the input {path}; give one outside it.")
 
 

@@ -1,8 +1,10 @@
 """Lesions as a DICOM Segmentation that refers to the instances they were found in, by highdicom."""
 
+import hashlib
 import io
+import struct
 from pathlib import Path
-from typing import Any, Iterable, Mapping, Sequence
+from typing import Any, Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -10,6 +12,7 @@ from .. import __version__
 from ..data.files import atomic_write
 from ..data.limits import one_line, reading
 from ..data.volumes import Series
+from .kept_tags import PATIENT_AND_STUDY
 from .mask_files import MaskOfSlice, source_planes
 
 # What a segmentation needs of its source: identity, place and size, nothing of the patient.
@@ -30,6 +33,8 @@ _EMPTY = (
     *("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID", "StudyDate"),
     *("StudyTime", "ReferringPhysicianName"),
 )
+# What highdicom and pydicom raise on headers that lack what they need, or hold values of another type than they should.
+_NOT_ENCODED = (ArithmeticError, AttributeError, LookupError, OSError, TypeError, ValueError, struct.error)
 
 
 def write_dicom_seg(
@@ -44,12 +49,12 @@ def write_dicom_seg(
 ) -> str | None:
     """Write the lesions of a DICOM series as a binary segmentation, one segment for each class that was found.
 
-    Patient and study stay blank but for ``tags``; UIDs tie it to its study and instances.
+    UIDs tie it to its study and instances; patient and study stay blank but for what ``tags`` names of them.
 
     Args:
         mask_of: label maps of the axial slices.
         model, weights_sha256: named as the algorithm, and as its serial number.
-        tags: header fields to carry over (:func:`.kept_tags.read_tags`).
+        tags: as from :func:`.kept_tags.read_tags`; those among ``PATIENT_AND_STUDY`` are carried over.
 
     Returns:
         None, or why there is no such file: no lesion, or headers that a segmentation can't refer to.
@@ -61,8 +66,8 @@ def write_dicom_seg(
     if not planes:
         return "no lesion was found"
     try:
-        content = _encoded(series, planes, lesion_classes, model, weights_sha256, tags)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:  # highdicom, on headers that lack what it needs
+        content = _encoded(series, planes, lesion_classes, model, weights_sha256, sorted(PATIENT_AND_STUDY & set(tags)))
+    except _NOT_ENCODED as error:
         return f"its headers do not allow it ({one_line(error, 160)})"
     with atomic_write(path, "wb") as file:
         file.write(content)
@@ -75,28 +80,29 @@ def _encoded(
     lesion_classes: Sequence[str],
     model: str,
     weights_sha256: str,
-    tags: Mapping[str, str],
+    kept: Collection[str],
 ) -> bytes:
     import highdicom
     from pydicom.uid import generate_uid
 
-    sources, pixels = _sources(series, planes)
-    for source in sources:
-        for keyword, value in tags.items():
-            setattr(source, keyword, value)
+    sources, pixels = _sources(series, planes, kept)
     found = [number for number in range(1, len(lesion_classes) + 1) if (pixels == number).any()]
     # Segments are numbered from 1 without a gap.
     numbers = np.zeros(len(lesion_classes) + 1, np.uint8)
     numbers[found] = np.arange(1, len(found) + 1)
+    pixels, names = numbers[pixels], [lesion_classes[number - 1] for number in found]
     seed = [series.identifier, weights_sha256, *(instance.sop_instance_uid for instance in series.instances)]
+    # Another threshold, window or version may find other lesions: no two contents share a UID.
+    values = [f"{keyword}={sources[0].get(keyword)}" for keyword in kept]
+    content = [hashlib.sha256(pixels).hexdigest(), str(list(planes)), model, __version__, *names, *values]
     segmentation = highdicom.seg.Segmentation(
         source_images=sources,
-        pixel_array=numbers[pixels],
+        pixel_array=pixels,
         segmentation_type=highdicom.seg.SegmentationTypeValues.BINARY,
-        segment_descriptions=[_segment(i + 1, lesion_classes[number - 1], model) for i, number in enumerate(found)],
+        segment_descriptions=[_segment(i, name, model) for i, name in enumerate(names, start=1)],
         series_instance_uid=generate_uid(entropy_srcs=[*seed, "series"]),
         series_number=1,
-        sop_instance_uid=generate_uid(entropy_srcs=[*seed, "instance"]),
+        sop_instance_uid=generate_uid(entropy_srcs=[*seed, "instance", *content]),
         instance_number=1,
         manufacturer="d2_covid",
         manufacturer_model_name=model[:64],
@@ -106,8 +112,6 @@ def _encoded(
         content_description="Research use only",
         series_description="d2_covid lesions, research use only",
     )
-    for keyword, value in tags.items():
-        setattr(segmentation, keyword, value)
     buffer = io.BytesIO()
     segmentation.save_as(buffer)
     return buffer.getvalue()
@@ -129,27 +133,28 @@ def _segment(number: int, name: str, model: str) -> Any:
     )
 
 
-def _sources(series: Series, planes: Mapping[int, np.ndarray]) -> tuple[list[Any], np.ndarray]:
-    """Headers of the instances with lesions, blank of the patient, and their planes (frames, rows, columns)."""
+def _sources(series: Series, planes: Mapping[int, np.ndarray], kept: Collection[str]) -> tuple[list[Any], np.ndarray]:
+    """Headers of the instances with lesions, with no more of the patient than ``kept``, and their planes (frames, rows,
+    columns)."""
     instances = series.instances
     paths = {instance.path for instance in instances}
     multi_frame = len(paths) < len(instances) or any(instance.frame for instance in instances)
     if not multi_frame:
-        return [_header(instances[k].path) for k in planes], np.stack(list(planes.values()))
+        return [_header(instances[k].path, kept) for k in planes], np.stack(list(planes.values()))
     if len(paths) > 1:
         raise ValueError("several multi-frame files make up the series")
-    source = _header(instances[0].path)
+    source = _header(instances[0].path, kept)
     pixels = np.zeros((int(source.NumberOfFrames), int(source.Rows), int(source.Columns)), np.uint8)
     for k, plane in planes.items():
         pixels[instances[k].frame] = plane
     return [source], pixels
 
 
-def _header(path: Path) -> Any:
+def _header(path: Path, kept: Collection[str]) -> Any:
     import pydicom
 
     with reading(path):
-        dataset = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=_NEEDED, force=True)
+        dataset = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=[*_NEEDED, *kept], force=True)
         for group in (*dataset.get("SharedFunctionalGroupsSequence", ()),
                       *dataset.get("PerFrameFunctionalGroupsSequence", ())):  # fmt: skip
             for element in list(group):
@@ -160,7 +165,8 @@ def _header(path: Path) -> Any:
         for name in ("DimensionOrganizationSequence", "DimensionIndexSequence"):
             _strip(dataset.get(name, ()))
         for keyword in _EMPTY:
-            setattr(dataset, keyword, None)
+            if keyword not in kept or keyword not in dataset:
+                setattr(dataset, keyword, None)
     return dataset
 
 

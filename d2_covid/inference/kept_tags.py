@@ -6,6 +6,21 @@ from ..data.limits import one_line, reading, require
 from ..data.volumes import Series
 from ..errors import UserError
 
+PATIENT_AND_STUDY = frozenset(
+    """PatientName PatientID IssuerOfPatientID TypeOfPatientID PatientBirthDate PatientBirthTime PatientSex
+    OtherPatientNames PatientComments PatientSpeciesDescription PatientBreedDescription ResponsiblePerson
+    ResponsiblePersonRole ResponsibleOrganization PatientIdentityRemoved DeidentificationMethod QualityControlSubject
+    StudyDate StudyTime StudyID StudyDescription AccessionNumber ReferringPhysicianName ConsultingPhysicianName
+    PhysiciansOfRecord NameOfPhysiciansReadingStudy RequestingService AdmittingDiagnosesDescription PatientAge
+    PatientSize PatientWeight PatientBodyMassIndex MedicalAlerts Allergies Occupation SmokingStatus
+    AdditionalPatientHistory PregnancyStatus LastMenstrualDate PatientSexNeutered ReasonForVisit AdmissionID
+    ServiceEpisodeID ServiceEpisodeDescription PatientState ClinicalTrialSponsorName ClinicalTrialProtocolID
+    ClinicalTrialProtocolName ClinicalTrialSiteID ClinicalTrialSiteName ClinicalTrialSubjectID
+    ClinicalTrialSubjectReadingID ClinicalTrialTimePointID ClinicalTrialTimePointDescription""".split()
+)
+"""Keywords of DICOM's modules of patient and study: what a segmentation shares with the images that it is of. The rest
+describes the images themselves; a segmentation has its own."""
+
 
 def check_keywords(keywords: Sequence[str]) -> None:
     """Refuse what is no DICOM keyword, such as ``PatientName`` or ``StudyDate`` (:class:`UserError`)."""
@@ -23,7 +38,8 @@ def check_keywords(keywords: Sequence[str]) -> None:
 
 
 def read_tags(series: Series, keywords: Sequence[str]) -> dict[str, str]:
-    """Values of header fields of a series' first file, each as one line; those that it lacks are left out.
+    """Values of header fields of a series' first file, each as one line, several as DICOM joins them by a backslash;
+    those that it lacks are left out.
 
     Raises:
         UserError: the file can't be read any more.
@@ -35,5 +51,11 @@ def read_tags(series: Series, keywords: Sequence[str]) -> dict[str, str]:
     path = series.source_files[0]
     with reading(path):
         dataset = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(keywords), force=True)
-        values = {keyword: dataset.get(keyword) for keyword in keywords}
-        return {keyword: one_line(value) for keyword, value in values.items() if value not in (None, "")}
+        values = {keyword: _joined(dataset.get(keyword)) for keyword in keywords}
+        return {keyword: one_line(value) for keyword, value in values.items() if value}
+
+
+def _joined(value: object) -> str:
+    """A value as text: "" for none, several joined by a backslash."""
+    several = isinstance(value, Sequence) and not isinstance(value, (str, bytes))
+    return "\\".join(map(str, value)) if several else "" if value is None else str(value)

@@ -29,6 +29,9 @@ NEEDS = {"json": None, "overlays": None, "nifti": "nibabel", "dicom-seg": "highd
 DONE = "done.json"
 """Written last into a series' folder: the key of what made it, its files and their sizes."""
 
+READ_AS_INPUT = ("lesions.nii.gz", "lung.nii.gz", "overlays/0000.png", "overlays/lung/0000.png")
+"""Files of a series' folder that a later run would take for scans."""
+
 _LUNG_COLOUR = CLASS_COLOURS[4]
 
 

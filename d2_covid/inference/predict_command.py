@@ -7,8 +7,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from ..data.limits import one_line
 from ..engine.inference_model import DTYPES
-from ..engine.seeding import seed_everything
+from ..engine.seeding import seed_everything, seed_number
 from .batch_run import BatchOptions, BatchRun, Progress
 from .outputs import NEEDS, choose_outputs
 from .predictions_json import NOTICE
@@ -19,8 +20,9 @@ _DESCRIPTION = """Find lesions, and with a classifier the class, in CT. INPUT is
 16 bit), DICOM files, NIfTI, MetaImage and NRRD volumes, folders of any of these at any depth, and globs. Each series
 gets a folder in the output, named by its SeriesInstanceUID, file or folder; its report.html opens in a browser, without
 a network."""
-_EPILOG = """exit status: 0 all done; 1 some failed, the others are done; 2 could not start. Outputs carry no header
-text of the patient unless --keep-tags names it; names of files and folders, and UIDs, are kept. """ + NOTICE
+_EPILOG = """exit status: 0 all done; 1 some failed, the others are done; 2 could not start, or nothing to
+predict on. Outputs carry no header text of the patient unless --keep-tags names it; names of files and folders, and
+UIDs, are kept. """ + NOTICE
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -59,9 +61,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "float16 is for a GPU (default: what the model says, float32)",
     )
     parser.add_argument(
-        "--keep-tags", nargs="+", default=[], metavar="TAG", help="DICOM keywords to copy to the outputs: PatientID ..."
+        "--keep-tags",
+        nargs="+",
+        default=[],
+        metavar="TAG",
+        help="DICOM keywords to copy to predictions.json and the report: PatientID ...; those of patient and study go "
+        "to the DICOM segmentation too",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of all random numbers (default: 0)")
+    parser.add_argument("--seed", type=seed_number, default=0, help="of all random numbers (default: 0)")
     parser.add_argument("--debug", action="store_true", help="end at the first unforeseen error, and show where")
 
 
@@ -106,7 +113,7 @@ def _run(args: argparse.Namespace) -> int:
         status = batch.run()
     if batch.rows:
         print(printed_table(batch.rows))
-    print(f"{args.output / 'summary.csv'}, {args.output / 'run.json'}. {NOTICE}")
+    print(f"{one_line(args.output / 'summary.csv')}, {one_line(args.output / 'run.json')}. {NOTICE}")
     return status
 
 

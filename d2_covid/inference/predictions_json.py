@@ -51,14 +51,13 @@ def model_facts(predictor: Predictor) -> dict[str, Any]:
 
 def input_facts(series: Series, tags: dict[str, str]) -> dict[str, Any]:
     """What was read."""
-    placed = series.geometry is not None
+    placed, files = series.geometry is not None, series.source_files
+    of_folder = len(files) > 1 and series.kind != "volume"  # a volume's second file is its voxels
     return {
         "identifier": series.identifier,
         "kind": series.kind,
-        "path": str(series.source_files[0].parent if len(series.source_files) > 1 else series.source_files[0])
-        if series.source_files
-        else "",
-        "files": len(series.source_files),
+        "path": str(files[0].parent if of_folder else files[0]) if files else "",
+        "files": len(files),
         "slices": series.num_slices,
         "hounsfield": series.hounsfield,
         "shape": list(series.shape) if series.shape else None,

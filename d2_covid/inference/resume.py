@@ -40,13 +40,12 @@ def config_sha256(predictor: Predictor) -> str:
 
 
 def whole_result(folder: Path, key: str) -> dict[str, Any] | None:
-    """What a series' folder says of itself, if it was made under this key and all its files are there."""
+    """What a series' folder says of itself, if it was made under this key, of every slice, and has all its files."""
     try:
         done = json.loads((folder / DONE).read_text(encoding="utf-8"))
-        if done["key"] != key or not done["files"]:
+        if done["key"] != key or SummaryRow(**done["row"]).status != "done":
             return None
         whole = all((folder / name).stat().st_size == size for name, size in done["files"].items())
-        SummaryRow(**done["row"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     return done if whole else None

@@ -25,7 +25,8 @@ class Measure:
 def measure_rows(result: SeriesResult) -> list[Measure]:
     """The numbers of a series, those that it has no ground for included."""
     no_masks = all(one.lesion_area_px is None for one in result.slices)
-    why = "The model has no masks." if no_masks else "Loose images have no place and no size in the patient."
+    loose = "Loose images have no place and no size in the patient."
+    why = "The model has no masks." if no_masks else loose
     found = sum(bool(one.instances) for one in result.slices)
     by_class = ""
     if result.volume_ml_by_class is not None and len(result.volume_ml_by_class) > 1:
@@ -63,7 +64,7 @@ def measure_rows(result: SeriesResult) -> list[Measure]:
         Measure(
             "Lung volume",
             ml(result.lung_volume_ml),
-            why if result.lung_volume_ml is None else "Lung alone, by the method below; no measure of lung function.",
+            loose if result.lung_volume_ml is None else "Lung alone, by the method below; no measure of lung function.",
         ),
     ]
     if result.classes:

@@ -155,6 +155,7 @@ def test_split_by_csv(small_cncb, tmp_path):
         ("patient_id,split\n77,train\n", "names patient 77, who has no slices"),
         ("patient,split\n1,train\n", "columns patient_id and split"),
         ("patient_id,split\n1,\n", "line 2: give a patient and its split"),
+        ("patient_id,split\n", "splits.csv names no patient"),
         ("patient_id,split\n1,my_split\n", "letters, digits and hyphens"),
         ("", "columns patient_id and split"),
     ],
@@ -272,6 +273,14 @@ def test_masks_without_consolidation_are_remarked_on(make_cncb, slice_mask, tmp_
     assert not _prepare(source, tmp_path / "out", mask_types=["merge"]).warnings()
 
 
+def test_binary_masks_are_remarked_on(make_cncb, slice_mask, tmp_path):
+    lesion = np.zeros((48, 64))
+    lesion[4:20, 4:20] = 1
+    source = make_cncb({"1/1": lesion, "2/1": np.zeros((48, 64))})
+    (warning,) = _prepare(source, tmp_path / "out").warnings()
+    assert "No mask holds a lesion" in warning and "binary masks" in warning and "write them as 2" in warning
+
+
 def test_slices_in_no_split_are_counted(small_cncb, tmp_path):
     pairing = pair_cncb(small_cncb)
     done = prepare_lesions(pairing, {"train": list(pairing.pairs[:2])}, tmp_path / "out", progress=False)
@@ -316,6 +325,18 @@ def test_arguments_that_do_not_fit_are_refused(prepare_cncb, small_cncb, tmp_pat
     with pytest.raises(UserError, match=message):
         prepare_cncb.main([*(a.format(small_cncb) for a in arguments), "--output", str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("output, expected", [(".", "here"), ("../sets", "sets"), ("..", None), ("a/b", "b")])
+def test_a_set_has_the_name_of_its_folder(prepare_cncb, tmp_path, monkeypatch, output, expected):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    parse = prepare_cncb.build_parser().parse_args
+    expected = expected or tmp_path.name
+    assert prepare_cncb.output_folder(parse(["--output", output])).name == expected
+    assert prepare_cncb.output_folder(parse(["--output", output, "--name", expected])).name == expected
+    with pytest.raises(UserError, match=f"--name other and --output .* here {expected}; leave out one"):
+        prepare_cncb.output_folder(parse(["--output", output, "--name", "other"]))
 
 
 def test_layout_is_told_by_the_folders(prepare_cncb, small_cncb, tmp_path):

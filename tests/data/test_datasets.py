@@ -182,6 +182,49 @@ def test_uncompressed_run_length_codes(user_json):
     assert isinstance(rle["counts"], str) and mask_util.decode(rle)[3:8, 2].sum() == 5
 
 
+@pytest.mark.parametrize("patient", [None, "", " "])
+def test_a_patient_that_is_null_or_blank_is_none(user_json, patient):
+    images = [{"id": 2, "file_name": "ann/p7/b.png", "height": 10, "width": 20, "patient_id": patient}]
+    assert load_lesion_json(user_json(images=images)[0]).dicts[0]["patient_id"] == "p7"
+
+
+TWO_CLASSES = {
+    "house order": (["GGO", "consolidation"], [0, 1], {}),
+    "another case": (["ggo", "Consolidation"], [0, 1], {}),
+    "another order": (["consolidation", "GGO"], [1, 0], {}),
+    "one known": (["Consolidation", "ground glass"], [1, 0], {0: "ground glass"}),
+    "the other known": (["crazy paving", "ggo"], [1, 0], {1: "crazy paving"}),
+    "none known": (["cyst", "nodule"], [0, 1], {0: "cyst", 1: "nodule"}),
+    "one name twice": (["GGO", "ggo"], [0, 1], {1: "ggo"}),
+}
+
+
+@pytest.mark.parametrize("case", TWO_CLASSES)
+def test_two_classes_come_in_the_order_of_the_predictions_names(user_json, caplog, case):
+    names, expected, kept = TWO_CLASSES[case]
+    shape = {"image_id": 2, "bbox": [2, 3, 4, 5], "segmentation": [[2, 3, 6, 3, 6, 8, 2, 8]]}
+    path, images = user_json(
+        categories=[{"id": i, "name": name} for i, name in enumerate(names, start=1)],
+        annotations=[{"id": i, "category_id": i, **shape} for i in (1, 2)],
+    )
+    register_lesions("own", path, images)
+    dicts = DatasetCatalog.get("own")
+    assert [a["category_id"] for d in dicts for a in d["annotations"]] == expected
+    metadata = MetadataCatalog.get("own")
+    house = dict(enumerate(MASK_TYPES["both"]))
+    assert (metadata.mask_type, metadata.thing_classes) == ("both", list((house | kept).values()))
+    assert metadata.thing_dataset_id_to_contiguous_id == {1: expected[0], 2: expected[1]}
+    for index, name in kept.items():
+        assert f"{name} as {house[index]}" in caplog.text
+    assert ("a model trained on it reports" in caplog.text) == bool(kept)
+
+
+def test_names_in_any_case_tell_the_mask_type(user_json):
+    for name, mask_type in {"ggo": "ggo", "Lesion": "merge", "opacity": "merge"}.items():
+        loaded = load_lesion_json(user_json(categories=[{"id": 1, "name": name}])[0])
+        assert (loaded.mask_type, loaded.category_ids) == (mask_type, (1,))
+
+
 def test_image_folder_of_the_json_itself(user_json):
     path, folder = user_json(info={"image_root": "../own"})
     assert load_lesion_json(path).image_root.resolve() == folder
@@ -200,6 +243,13 @@ def test_image_folder_of_the_json_itself(user_json):
         ({"annotation": {"segmentation": "mask"}}, "neither polygons nor run-length code"),
         ({"annotation": {"segmentation": {"size": [20, 10], "counts": [100, 100]}}}, "mask of 10x20 on an image of 20"),
         ({"annotation": {"segmentation": {"size": [10, 20], "counts": [200]}}}, "without a pixel"),
+        ({"annotation": {"segmentation": {"size": [10, 20], "counts": [23, 5]}}}, "of 28 pixels on .* the last one of"),
+        ({"annotation": {"segmentation": {"size": [10, 20], "counts": "g05"}}}, "28 pixels on an image of 20x10"),
+        ({"annotation": {"segmentation": {"size": [10, 20], "counts": [23, 5, 173]}}}, "of 201 pixels"),
+        ({"annotation": {"segmentation": {"size": [10, 20], "counts": [-1, 5, 196]}}}, "a run of -1 pixels"),
+        ({"annotation": {"segmentation": {"size": [10, 20], "counts": [2**70, 5]}}}, "nor run-length code"),
+        ({"annotation": {"segmentation": {"size": [10, 20], "counts": "abc"}}}, "no compressed run-length code"),
+        ({"annotation": {"segmentation": {"counts": [23, 5, 172]}}}, "it has no 'size'"),
         ({"annotation": {"bbox": [2, 3, 30, 5]}}, r"the box \[2, 3, 30, 5\].* outside its 20x10 image"),
         ({"annotation": {"bbox": [-9, 3, 3, 5]}}, "outside its 20x10 image"),
         ({"annotation": {"bbox": [2, 3, 0, 5]}}, "empty or outside"),
@@ -253,8 +303,10 @@ def test_json_of_another_mask_type_is_refused(prepare, tmp_path):
 
 
 def test_number_of_classes_must_fit_the_mask_type(user_json):
-    with pytest.raises(UserError, match=r"1 lesion class\(es\) \(opacity\), but mask type 'both' has 2"):
-        load_lesion_json(user_json()[0], mask_type="both")
+    for changes, mask_type in (({}, "both"), ({"info": {"mask_type": "both"}}, None)):
+        with pytest.raises(UserError, match=r"1 lesion class\(es\) \(opacity\), but mask type 'both' has 2"):
+            load_lesion_json(user_json(**changes)[0], mask_type=mask_type)
+    assert load_lesion_json(user_json(info={"mask_type": ["both"]})[0]).mask_type == "merge"
 
 
 def test_check_datasets_passes_what_fits(prepare):

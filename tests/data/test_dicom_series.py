@@ -265,6 +265,15 @@ def test_other_planes_are_read_as_axial_and_masks_go_back(scans, tmp_path, orien
     assert bool(series.warnings) == (normal[2] == 0)
 
 
+def test_without_a_series_uid_each_folder_is_a_series(scans, tmp_path):
+    counted = []
+    for name, slices in (("A/CT", 3), ("B/CT", 4), ("B/CT 2", 2)):
+        scans.dicom_series(tmp_path / name, scans.body(slices), SeriesInstanceUID=None)
+    found = _read(tmp_path, on_found=counted.append)
+    assert [(s.identifier, s.num_slices) for s in found] == [("CT", 3), ("CT-2", 4), ("CT_2", 2)] and counted == [3]
+    assert not any(s.warnings for s in found)
+
+
 def test_enhanced_multiframe(scans, tmp_path):
     volume = scans.body(5)
     path = scans.save(tmp_path / "enhanced", scans.enhanced_dicom(volume, order=[3, 0, 4, 1, 2]))

@@ -4,6 +4,7 @@ import os
 import shutil
 import tracemalloc
 import zlib
+from pathlib import PurePath
 
 from d2_covid.data.discovery import discover
 from d2_covid.data.preprocessing import network_input, read_slice
@@ -12,6 +13,8 @@ from d2_covid.data.volumes import Problem, Series
 import numpy as np
 import pytest
 from PIL import Image
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import MediaStorageDirectoryStorage
 
 
 def _split(inputs, **options) -> tuple[list[Series], list[Problem]]:
@@ -65,6 +68,52 @@ def test_files_globs_and_folders_together_are_read_once(tree):
     series, problems = _split([*files, str(tree / "CT" / "part 2" / "*.dcm"), tree / "CT", str(tree / "**" / "*.png")])
     assert not problems
     assert [(s.identifier, s.num_slices) for s in series] == [("1.1", 8), ("1.2", 8), ("pictures", 3)]
+
+
+@pytest.mark.parametrize("inputs", [["", "CT"], ["CT", "CT/part 2/more", "CT"], ["**"], ["*", "a"], ["C*", "CT/*"]])
+def test_a_folder_whose_files_another_input_named_is_no_problem(tree, inputs):
+    (tree / "CT" / "letters").mkdir()
+    (tree / "CT" / "letters" / "report.txt").write_text("hello")
+    series, problems = _split([tree / item for item in inputs])
+    assert not problems and {"1.1", "1.2"} <= {s.identifier for s in series}
+
+
+def test_what_a_glob_matches_is_taken_as_what_a_folder_holds(scans, tmp_path):
+    scans.dicom_series(tmp_path / "CT", scans.body(3))
+    scout = scans.dicom(scans.body(1)[0], series="1.9", ImageType=["ORIGINAL", "LOCALIZER"])
+    scans.save(tmp_path / "CT" / "scout.dcm", scout)
+    (tmp_path / "CT" / "notes.txt").write_text("hello")
+    for item in ("CT", "CT/*.dcm", "CT/*", "*"):
+        (series,), (problem,) = _split([tmp_path / item])
+        assert series.num_slices == 3 and not problem.failed and "scout" in problem.message
+    (problem,) = _split([tmp_path / "CT" / "*.txt"])[1]
+    assert problem.failed and "holds no CT" in problem.message
+
+
+def test_a_dicomdir_is_left_out(scans, tmp_path):
+    scans.dicom_series(tmp_path / "DICOM", scans.body(3))
+    record, directory = Dataset(), Dataset()
+    record.DirectoryRecordType, record.PatientID = "PATIENT", "test"
+    directory.FileSetID, directory.DirectoryRecordSequence = "DISC", [record]
+    directory.SOPInstanceUID = "1.2.4"
+    directory.file_meta = FileMetaDataset()
+    directory.file_meta.MediaStorageSOPClassUID = MediaStorageDirectoryStorage
+    directory.file_meta.MediaStorageSOPInstanceUID = "1.2.4"
+    directory.file_meta.TransferSyntaxUID = "1.2.840.10008.1.2.1"
+    path = scans.save(tmp_path / "DICOMDIR", directory)
+    (series,), (problem,) = _split([tmp_path])
+    assert series.num_slices == 3 and not problem.failed and "DICOMDIR" in problem.message
+    (named,) = _split([path])[1]
+    assert named.failed and "no slice of a CT: DICOMDIR" in named.message
+
+
+def test_folders_are_looked_up_once_each(tmp_path, monkeypatch):
+    for number in range(200):
+        (tmp_path / str(number)).mkdir()
+    plain, calls = PurePath.__hash__, []
+    monkeypatch.setattr(PurePath, "__hash__", lambda self: calls.append(1) or plain(self))
+    _split([tmp_path])
+    assert len(calls) < 10 * 200
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif", ".bmp"])

@@ -19,6 +19,15 @@ def test_writes_text_and_bytes_and_makes_folders(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["b.bin", "new"]
 
 
+def test_names_that_are_no_utf8_come_through(tmp_path):
+    name = os.fsdecode(b"caf\xe9")
+    write_json(tmp_path / "a.json", {name: f"é {name}"})
+    assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == {name: f"é {name}"}
+    with atomic_write(tmp_path / "a.csv") as file:
+        file.write(name)
+    assert (tmp_path / "a.csv").read_text(encoding="utf-8") == "caf\\udce9"
+
+
 def test_permissions_follow_the_umask(tmp_path):
     old = os.umask(0o027)
     try:

@@ -149,6 +149,15 @@ def test_masks_of_any_format_hold_the_same_values(make, tmp_path):
     np.testing.assert_array_equal(read, mask)
 
 
+def test_one_bit_a_pixel_does_not_tell_lung_from_lesion(tmp_path):
+    mask = _mask(GGO) > 0
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    with pytest.raises(UserError, match=r"mask\.png has one bit a pixel.* save lesions as 2"):
+        read_mask(tmp_path / "mask.png")
+    Image.fromarray(np.zeros_like(mask)).save(tmp_path / "mask.png")
+    assert not read_mask(tmp_path / "mask.png").any()
+
+
 def test_a_colour_picture_is_no_mask(tmp_path):
     Image.new("RGB", (4, 4), (1, 2, 3)).save(tmp_path / "mask.png")
     with pytest.raises(UserError, match=r"mask\.png is a colour picture"):

@@ -76,7 +76,7 @@ def test_a_region_far_from_the_lung_is_not_linked_to_it(chest):
     speck = _disc(volume.shape[1:], 80, 110, 5, 5)
     volume[0][speck] = -700
     assert not _lung(volume)[0].any()
-    assert lung_mask(volume[0], 2.25)[speck].all()  # alone, a slice can't tell
+    assert lung_mask(volume[0], (1.5, 1.5))[speck].all()  # alone, a slice can't tell
 
 
 def test_the_mediastinum_between_near_lungs_stays_out(chest):
@@ -87,6 +87,23 @@ def test_the_mediastinum_between_near_lungs_stays_out(chest):
         volume[k][near] = -850
         volume[k][:, 108:112] = np.where(volume[k][:, 108:112] == -850, 40, volume[k][:, 108:112])
     assert not _lung(volume)[5][70:90, 108:112].any()
+
+
+@pytest.mark.parametrize("turned", [False, True], ids=["5 x 0.7 mm", "0.7 x 5 mm"])
+def test_dents_are_closed_by_a_disc_in_the_patient_whatever_its_pixels(turned):
+    """A lung of 210 x 250 mm with two slits into it: one 8 mm wide, which a disc of 10 mm closes, and one 40 mm wide,
+    which it does not."""
+    shape = (70, 400)
+    values = np.full(shape, 40, np.float32)
+    values[10:60, 50:350] = -850
+    narrow, wide = np.zeros(shape, bool), np.zeros(shape, bool)
+    narrow[30:60, 110:121], wide[31:39, 200:350] = True, True  # 11 x 0.7 mm, 8 x 5 mm
+    values[narrow | wide] = 40
+    values, spacing = (values.T, (0.7, 5.0)) if turned else (values, (5.0, 0.7))
+    (of_series,) = lung_masks(series_from_array(values[None], (2.0, *spacing)))
+    for found in (lung_mask(values, spacing), of_series):
+        found = found.T if turned else found
+        assert found[30:55, 110:121].all() and found[wide].mean() < 0.2
 
 
 def test_order_of_slices_does_not_matter(chest):

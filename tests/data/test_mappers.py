@@ -229,7 +229,9 @@ def test_augmentation_out_of_range_is_refused(name, value):
         LesionDatasetMapper(cfg, True)
 
 
-@pytest.mark.parametrize("sizes, sampling", [((), "choice"), ((60,), "range"), ((60, 90), "other")])
+@pytest.mark.parametrize(
+    "sizes, sampling", [((), "choice"), ((60,), "range"), ((60, 90), "other"), ((90, 60), "range")]
+)
 def test_training_sizes_that_make_no_sense_are_refused(sizes, sampling):
     with pytest.raises(UserError, match="INPUT.MIN_SIZE_TRAIN"):
         LesionDatasetMapper(is_train=True, min_sizes=sizes, max_size=100, sampling=sampling)

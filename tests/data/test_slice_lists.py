@@ -116,6 +116,12 @@ def test_a_list_that_is_not_there_or_not_text(tmp_path):
         read_list(tmp_path / "image.png")
 
 
+def test_a_quotation_mark_without_its_pair(write):
+    path = write('file,label\n"a.png,0\n' + "b.png,1\n" * 20_000)
+    with pytest.raises(UserError, match=r"list\.txt is no csv file .*quotation mark"):
+        read_list(path)
+
+
 def test_a_repeated_line_counts_once(write):
     assert len(read_list(write("a.png 0\nb.png 1\na.png 0\n"))) == 2
 

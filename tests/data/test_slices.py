@@ -164,6 +164,18 @@ def test_checks_across_sets(tmp_path, catalog):
     assert [(d["image_id"], d["patient_id"]) for d in train_slices(cfg)] == [(0, "p1"), (1, "p2"), (2, "p3"), (3, "p5")]
 
 
+def test_an_image_in_training_and_test_is_refused(tmp_path, catalog):
+    list_file, images = make(tmp_path, ["file,label", "sub/a.png,0", "sub/b.png,1", "sub/c.png,2"])
+    other, _ = make(tmp_path, ["file,label", "b.png,1", "d.png,2"], ["sub/d.png"], name="other.csv")
+    (tmp_path / "link").symlink_to(images / "sub")
+    register_slices("all", list_file, images)
+    register_slices("other", other, tmp_path / "link")
+    with pytest.raises(UserError, match=r"sub/a.png is in DATASETS.TRAIN \(all\) and .* \(and 2 more like it\)"):
+        check_slice_datasets(config("all", "all"))
+    with pytest.raises(UserError, match=r"sub/b.png is in DATASETS.TRAIN \(all\) and DATASETS.TEST \(other\); give"):
+        check_slice_datasets(config("all", "other"))
+
+
 @pytest.mark.parametrize("classes", [[0] * 7 + [1] * 2 + [2], [0, 1], [1, 1, 1], []])
 def test_balanced_epoch(classes):
     indices = balanced_indices(classes, np.random.default_rng(3))

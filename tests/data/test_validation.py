@@ -190,6 +190,10 @@ JSON_DEFECTS = {
     "no pixel": (_of_annotation(segmentation=encode_mask(np.zeros((48, 64), bool))), "bad_segmentation"),
     "other size": (_of_annotation(segmentation=encode_mask(np.ones((40, 64), bool))), "bad_segmentation"),
     "broken": (_of_annotation(segmentation={"counts": 3}), "bad_segmentation"),
+    "too few runs": (_of_annotation(segmentation={"size": [48, 64], "counts": [200, 150]}), "bad_segmentation"),
+    "too many pixels": (_of_annotation(segmentation={"size": [48, 64], "counts": [200, 9999]}), "bad_segmentation"),
+    "a negative run": (_of_annotation(segmentation={"size": [48, 64], "counts": [-1, 3073]}), "bad_segmentation"),
+    "no size": (_of_annotation(segmentation={"counts": [200, 2872]}), "bad_segmentation"),
     "orphan": (lambda c: c["annotations"].append({"id": 9, "image_id": 77}), "bad_entry"),
     "twice": (lambda c: c["annotations"].append(c["annotations"][0]), "bad_entry"),
     "image without id": (lambda c: c["images"].append({"file_name": "x.png", "height": 1, "width": 1}), "bad_entry"),
@@ -198,6 +202,8 @@ JSON_DEFECTS = {
     "size": (_of_image(height=50), "size_differs"),
     "tiny": (_of_annotation(segmentation=DOT), "tiny_lesion"),
     "patient": (lambda c: c["images"][0].pop("patient_id"), "no_patient"),
+    "null patient": (_of_image(patient_id=None), "no_patient"),
+    "blank patient": (_of_image(patient_id=""), "no_patient"),
 }
 
 

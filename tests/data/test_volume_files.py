@@ -198,6 +198,20 @@ def test_a_header_can_name_only_a_regular_file_beside_it(scans, tmp_path, named,
     _refused(path)
 
 
+@pytest.mark.parametrize("suffix, count", [(".mhd", 2), (".nhdr", 2), (".mha", 1), (".nii", 1)])
+def test_the_files_of_a_volume_are_its_header_and_its_voxels(scans, tmp_path, suffix, count):
+    path = _write(scans, tmp_path / f"scan{suffix}", scans.body())
+    assert _read(path).source_files == tuple([path, tmp_path / "scan.raw"][:count])
+
+
+def test_a_name_that_simpleitk_can_not_take_is_said(scans, tmp_path):
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    folder.mkdir()
+    path = scans.itk(tmp_path / "scan.mha", scans.body()).rename(folder / "scan.mha")
+    with pytest.raises(UserError, match=r"caf\\udce9/scan.mha: .* are UTF-8; rename it"):
+        _read(path)
+
+
 @pytest.mark.parametrize("suffix", [".mha", ".nrrd"])
 def test_a_text_header_that_claims_too_much_is_refused_before_memory_is_taken(scans, tmp_path, suffix):
     path = scans.itk(tmp_path / f"scan{suffix}", scans.body())

@@ -87,6 +87,17 @@ def test_names_of_no_known_source_are_not_covered_by_the_proof(tool, source, mon
     assert "val: all 1 images found, 0 patients; 1 names tell no patient" in capsys.readouterr().out
 
 
+def test_a_file_of_no_known_source_in_two_lists_is_refused(tool, source, monkeypatch):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(source / "datasets"))
+    (source / "images" / "mystery.png").touch()
+    for split in ("train", "val"):
+        with open(source / f"{split}.txt", "a") as file:
+            file.write("mystery.png 1 0 0 512 512\n")
+    with pytest.raises(UserError, match=r"images/mystery.png is in --train and --val; give each slice"):
+        tool.main([*options(source, "train", "val"), "--subset", "0"])
+    assert not (source / "datasets").exists()
+
+
 @pytest.mark.parametrize(
     "subset, said", [("3000", "takes 1000 slices of class 0, not 12"), ("10", "can't be shared evenly")]
 )

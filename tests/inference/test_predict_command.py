@@ -131,6 +131,8 @@ def test_a_damaged_image_among_good_ones(predict, folder):
         (["IN", "--save", "jsn"], "jsn"),
         (["IN", "--keep-tags", "Name"], "Name"),
         (["IN/.."], "lies in the input"),
+        (["IN/../**"], "lies in the input"),
+        (["IN/../*/*/overlays"], "lies in the input"),
     ],
 )
 def test_what_can_not_start(predict, folder, arguments, message, capsys):
@@ -160,6 +162,38 @@ def test_scouts_are_left_out_and_said(predict, folder, scans, capsys):
     status, output = predict(folder / "a", "--save", "json")
     assert status == 0 and "note: " in capsys.readouterr().err
     assert "scout" in json.loads((output / "run.json").read_text())["left_out"][0]["message"]
+
+
+def test_inputs_without_a_ct_can_not_start(predict, folder, scans, capsys):
+    scans.dicom_series(folder / "mr", scans.body(2), Modality="MR")
+    status, output = predict(folder / "mr", "--save", "json")
+    note, error = capsys.readouterr().err.splitlines()
+    assert status == 2 and note.startswith("note: ") and error.startswith("error: There is nothing to predict on")
+    assert _rows(output) == {}
+
+
+def test_globs_beside_their_output_may_be_run_twice(predict, folder):
+    for _ in range(2):
+        status, output = predict(folder / ".." / "*" / "*" / "*.dcm", "--save", "dicom-seg")
+        assert status == 0 and set(_rows(output)) == {"1.5"}
+
+
+def test_names_that_are_no_utf8(predict, folder, scans, capsys):
+    top = folder / os.fsdecode(b"caf\xe9")
+    scans.dicom_series(top / "ct", scans.body(2), series="1.7")
+    scans.nifti(folder / "volume.nii.gz", scans.body(2)).rename(top / os.fsdecode(b"\xe9t\xe9.nii.gz"))
+    for number in range(2):
+        Image.fromarray(np.full((40, 48), 84, np.uint8)).save(folder / "slice.png")
+        (folder / "slice.png").rename(top / os.fsdecode(b"\xe9%d.png" % number))
+    status, output = predict(top, "--save", "json,report", output=folder.parent / os.fsdecode(b"sortie \xe9"))
+    assert status == 0 and {row["status"] for row in _rows(output).values()} == {"done"} and len(_rows(output)) == 3
+    assert "sortie \\udce9" in capsys.readouterr().out
+    assert json.loads((output / "run.json").read_text(encoding="utf-8"))["inputs"] == [str(top)]
+    names = [f"{os.fsdecode(bytes([0xE9]))}{number}.png" for number in range(2)]
+    (images,) = [path.parent for path in output.glob("*/predictions.json") if "png" in path.read_text()]
+    found = json.loads((images / "predictions.json").read_text(encoding="utf-8"))
+    assert [one["name"] for one in found["slices"]] == names and found["input"]["path"] == str(top)
+    assert "\\udce90.png" in (images / "report.html").read_text(encoding="utf-8")
 
 
 # ---- resuming ----

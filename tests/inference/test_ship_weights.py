@@ -78,7 +78,8 @@ def test_the_command_ships_a_model(run, trained, facts, images, tmp_path, capsys
 @pytest.mark.parametrize("option", ["--evaluate", "--evaluation"])
 def test_what_fails_after_the_weights_changes_no_store(option, run, ships, trained, facts, images, tmp_path):
     before = {path.name: path.read_bytes() for path in ships.iterdir()}
-    (tmp_path / "other.json").write_text(json.dumps({"weights_sha256": "0" * 64, "metrics": {"segm/AP": {"value": 1.0}}}))
+    figures = {"weights_sha256": "0" * 64, "metrics": {"segm/AP": {"value": 1.0}}}
+    (tmp_path / "other.json").write_text(json.dumps(figures))
     what = {"--evaluate": "no_such_set", "--evaluation": tmp_path / "other.json"}[option]
     options = ["--weights", trained / "lesion.pth", "--metadata", facts, "--compare", "noise", *images]
     with pytest.raises(UserError, match="no_such_set|other weights"):

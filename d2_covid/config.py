@@ -10,7 +10,8 @@ from .errors import UserError
 
 
 def add_covid_config(cfg: CfgNode) -> None:
-    """Add the keys of d2_covid to ``cfg``, with the paper's values where it gives one."""
+    """Add the keys of d2_covid to ``cfg``, with the paper's values where it gives one; of Detectron2's own keys,
+    ``INPUT.RANDOM_FLIP`` alone gets another default."""
     # What a lesion mask holds: "merge" (one class, lesion), "ggo" (ground-glass opacity only) or "both" (two classes).
     cfg.DATASETS.MASK_TYPE = "merge"
 
@@ -68,6 +69,8 @@ def add_covid_config(cfg: CfgNode) -> None:
     cfg.INPUT.AUGMENTATION.SCALE = 0.0
     # Brightness and contrast drawn from [1 - x, 1 + x].
     cfg.INPUT.AUGMENTATION.INTENSITY = 0.0
+    # Detectron2's own flip, "horizontal" there, is not used.
+    cfg.INPUT.RANDOM_FLIP = "none"
 
     # "Adam" or "AdamW" (decoupled decay), or "SGD".
     cfg.SOLVER.OPTIMIZER = "Adam"
@@ -87,8 +90,9 @@ def add_covid_config(cfg: CfgNode) -> None:
     # Predict and evaluate with a copy of the model that gives the same results faster (d2_covid.modeling.fast):
     # BatchNorm folded, one gray channel read, less work around the convolutions. False is for comparison.
     cfg.TEST.FAST = True
-    # Type of the features in that copy: "float32" (the model's results to 1e-4), "bfloat16", or on a GPU "float16".
-    # Boxes, scores, suppression and ranking stay in single precision.
+    # Type of the features in that copy: "float32" (the model's results to 1e-4; where a GPU convolves in TF32, as
+    # PyTorch lets it from Ampere on, both round to that), "bfloat16", or on a GPU "float16". Boxes, scores, suppression
+    # and ranking stay in single precision.
     cfg.TEST.DTYPE = "float32"
     # On a GPU, launch that copy's dense part as one CUDA graph for each shape of a batch.
     cfg.TEST.CUDA_GRAPH = False
@@ -124,7 +128,7 @@ def get_config(config_file: str | Path | None = None, opts: Sequence[str] = ()) 
         opts: ``KEY VALUE KEY VALUE ...`` as on a command line.
 
     Raises:
-        UserError: no such file, or an unknown key; the message names it.
+        UserError: no such file, one that is no config, or an unknown key; the message names it.
     """
     cfg = get_cfg()
     add_covid_config(cfg)
@@ -134,14 +138,38 @@ def get_config(config_file: str | Path | None = None, opts: Sequence[str] = ()) 
             path = config_dir() / path
         if not path.is_file():
             raise UserError(f"No config file {config_file}; those that ship are in {config_dir()}.")
-        try:
-            cfg.merge_from_file(str(path))
-        except (KeyError, ValueError, AssertionError) as error:
-            raise UserError(f"{path}: {error.args[0]}") from error
-        except YAMLError as error:
-            raise UserError(f"{path} is not valid yaml: {' '.join(str(error).split())}") from error
+        _merge_file(cfg, path)
     try:
         cfg.merge_from_list(list(opts))
-    except (KeyError, ValueError, AssertionError) as error:
-        raise UserError(f"Config override {' '.join(map(str, opts))}: {error.args[0]}") from error
+    except (KeyError, ValueError, AssertionError, TypeError) as error:
+        raise UserError(f"Config override {' '.join(map(str, opts))}: {_one_line(error.args[0])}") from error
     return cfg
+
+
+def _merge_file(cfg: CfgNode, path: Path) -> None:
+    """Merge a yaml file and those that it builds on (``_BASE_``) into ``cfg``.
+
+    Raises:
+        UserError: it is no config, or builds on a file that is not there.
+    """
+    try:
+        # Detectron2's default, True, lets a file run code: one may come with somebody's weights.
+        cfg.merge_from_file(str(path), allow_unsafe=False)
+    except OSError as error:
+        reason = f"{error.filename}: {error.strerror}" if error.filename else error
+        raise UserError(
+            f"{path} can't be read with its _BASE_ ({reason}); give _BASE_ the path of a config, such as one in "
+            f"{config_dir()}."
+        ) from error
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not plain yaml: {_one_line(error)}") from error
+    except (KeyError, ValueError, AssertionError) as error:
+        raise UserError(f"{path}: {_one_line(error.args[0])}") from error
+    except (TypeError, AttributeError, RecursionError) as error:  # of what is no mapping of keys to values
+        raise UserError(f"{path} holds no config: it, and its _BASE_, must be lines of KEY: value.") from error
+
+
+def _one_line(reason: object) -> str:
+    """Its text in a line, without the middle where it quotes whole sections; the key in question stands at the end."""
+    text = " ".join(str(reason).split())
+    return text if len(text) <= 300 else f"{text[:150]} ... {text[-150:]}"

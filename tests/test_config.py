@@ -57,6 +57,8 @@ def test_defaults_of_detectron2_stay_untouched():
         ((None, ["MODEL.BACKBNE.NAME", "x"]), "BACKBNE"),
         ((None, ["SOLVER.BASE_LR"]), "SOLVER.BASE_LR"),
         ((None, ["SOLVER.BASE_LR", "fast"]), "SOLVER.BASE_LR fast"),
+        ((None, ["SEED.NUMBER", "1"]), "SEED.NUMBER 1"),
+        ((None, ["MODEL", "1"]), "for config key: MODEL"),
     ],
 )
 def test_bad_config_is_one_line(arguments, words):
@@ -77,3 +79,43 @@ def test_broken_yaml_is_one_line(tmp_path):
     path.write_text("MODEL: [1,\n")
     with pytest.raises(UserError, match="mine.yaml"):
         get_config(path)
+
+
+def test_a_config_file_runs_no_code(tmp_path):
+    """Such as one that comes with somebody's weights: config.yaml beside a checkpoint is read unasked."""
+    path, trace = tmp_path / "config.yaml", tmp_path / "trace"
+    path.write_text(f"OUTPUT_DIR: !!python/object/apply:os.mkdir ['{trace}']\nVERSION: 2\n")
+    with pytest.raises(UserError, match=r"config\.yaml is not plain yaml: .*os\.mkdir"):
+        get_config(path)
+    assert not trace.exists()
+
+
+def test_a_leaf_that_was_copied_without_its_base_says_so(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text('_BASE_: "../Base-LesionMaskRCNN.yaml"\nVERSION: 2\n')
+    with pytest.raises(UserError) as error:
+        get_config(path)
+    message = str(error.value)
+    assert message.startswith(str(path)) and "Base-LesionMaskRCNN.yaml: No such file" in message and "\n" not in message
+    assert "give _BASE_ the path" in message and str(config_dir()) in message
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "holds no config"),
+        (b"- 1\n", "holds no config"),
+        (b"just words\n", "holds no config"),
+        (b"_BASE_:\n", "holds no config"),
+        (b"_BASE_: mine.yaml\n", "holds no config"),
+        (b"PK\x03\x04\x80\xff", "is not plain yaml"),
+        (b"\xff\xfe\x80", "is not plain yaml"),
+        (b"MODEL: {BACKBONE: [1]}\n", "MODEL.BACKBONE"),
+    ],
+)
+def test_a_file_that_is_no_config_is_named_in_a_line(content, words, tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_bytes(content)
+    with pytest.raises(UserError) as error:
+        get_config(path)
+    assert str(path) in str(error.value) and words in str(error.value) and "\n" not in str(error.value)

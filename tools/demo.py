@@ -20,6 +20,7 @@ from d2_covid import get_config
 from d2_covid.cli import run_command
 from d2_covid.data.datasets import ensure_registered
 from d2_covid.data.files import write_json
+from d2_covid.engine.children import ended_by_signals
 from d2_covid.engine.steps import Steps, run_script
 from d2_covid.errors import UserError
 from d2_covid.visualization.gallery import dataset_panels, read_predictions, sample
@@ -261,7 +262,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     prepare_output(args.output, args.fresh)
     plan = quick_plan(args.output) if args.quick_check else Plan(args.output)
     os.environ["DETECTRON2_DATASETS"] = str(plan.data.resolve())
-    run(plan)
+    with ended_by_signals():
+        run(plan)
     report(plan, time.monotonic() - started)
     return 0
 

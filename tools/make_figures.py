@@ -18,8 +18,9 @@ Figure why, a row a slice: the regions that speak for the predicted class and ag
 adds to the logit of that class (gradient times input), checked by removing it; the classes, and how well the two agree.
 
 --config-file and --weights name a classifier or a segmentation model. Detections and masks come from the segmentation
-model, if one is given beside it; figure why is about one classifier. Exit status: 0 done, 2 bad input (one line on
-stderr says what and how to mend it).
+model, if one is given beside it; figure why is about one classifier. The image classes are those that the classifier
+was trained on; beside a segmentation model alone they are the dataset's, else the paper's. Exit status: 0 done, 2 bad
+input (one line on stderr says what and how to mend it).
 """
 
 import argparse
@@ -35,6 +36,9 @@ from d2_covid.data.lesion_masks import MASK_TYPES
 from d2_covid.data.preprocessing import read_slice
 from d2_covid.data.slice_datasets import register_slices_option
 from d2_covid.data.slice_lists import IMAGE_CLASSES
+from d2_covid.engine.carried_config import check_carried_classes, image_class_names
+from d2_covid.engine.checkpoint import check_facts, read_checkpoint
+from d2_covid.engine.seeding import seed_number
 from d2_covid.engine.setup import choose_device
 from d2_covid.errors import UserError
 from d2_covid.inference.batch import load_model
@@ -68,7 +72,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--register-slices", nargs="+", metavar="VALUE", help="NAME LIST[:SPLIT] IMAGES [CLASS ...]: your own slices"
     )
     data.add_argument("--number", type=int, metavar="N", help="so many of it [4; figure 3: one a class]")
-    data.add_argument("--seed", type=int, default=0, help="of the choice [0]")
+    data.add_argument("--seed", type=seed_number, default=0, help="of the choice [0]")
     data.add_argument("--input", nargs="+", type=Path, metavar="IMAGE", help="image files instead of a dataset")
     data.add_argument(
         "--true-class", nargs="+", metavar="CLASS", help="class of the --input files: one for all, or one each"
@@ -90,12 +94,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.register_slices:
         register_slices_option(args.register_slices)
         args.dataset = args.dataset or args.register_slices[0]
-    picked, image_classes = pick(args)
     classifier_cfg = model_config(args.config_file, args.weights, args.opts)
-    if classifier_cfg.MODEL.META_ARCHITECTURE == "CovidCTMaskNet":
-        check_number_of_classes(classifier_cfg, image_classes)
-    elif args.figure == "why":
+    classifies = classifier_cfg.MODEL.META_ARCHITECTURE == "CovidCTMaskNet"
+    if args.figure == "why" and not classifies:
         raise UserError(f"--figure why explains a classifier's class; {args.config_file} is a segmentation model.")
+    picked, image_classes = pick(args, classifier_cfg if classifies else None)
     models = [(load_model(classifier_cfg), classifier_cfg)]
     if args.segmentation_config:
         cfg = model_config(args.segmentation_config, args.segmentation_weights, args.opts)
@@ -133,12 +136,25 @@ def check_arguments(args: argparse.Namespace) -> None:
             raise UserError(f"--{name} {value}: 1 or more.")
 
 
-def pick(args: argparse.Namespace) -> tuple[list[PickedSlice], Sequence[str]]:
-    """The slices of the figure, and the names of the image classes."""
+def pick(args: argparse.Namespace, classifier: Any | None) -> tuple[list[PickedSlice], Sequence[str]]:
+    """The slices of the figure, and the names of the image classes.
+
+    Args:
+        classifier: config of the classifier; None where a segmentation model is drawn alone.
+    """
+    facts, own = {}, IMAGE_CLASSES
+    if classifier is not None:
+        facts = read_checkpoint(args.weights).get("d2_covid", {})
+        check_facts(facts, classifier, args.weights)
+        own = image_class_names(classifier, facts)
     if args.input:
-        return file_slices(args.input, args.true_class or (), IMAGE_CLASSES), IMAGE_CLASSES
+        return file_slices(args.input, args.true_class or (), own), own
     per_class = args.figure == "3" and args.number is None
-    return dataset_slices(args.dataset, None if per_class else args.number or 4, args.seed)
+    picked, of_dataset = dataset_slices(args.dataset, None if per_class else args.number or 4, args.seed)
+    if of_dataset and classifier is not None:
+        check_number_of_classes(classifier, of_dataset)
+        check_carried_classes(facts, [args.dataset], args.weights)
+    return picked, of_dataset or own
 
 
 def model_config(config_file: str, weights: str, opts: Sequence[str]) -> Any:

@@ -12,7 +12,8 @@ Run the same command again, and it goes on where it stopped; a model that failed
 commands, and how long they take on this machine. The paper reports 17 hours of training for its Table 2 and 28 for its
 Table 3, on a GPU; a CPU takes weeks.
 
-Exit status: 0 every row done; 2 bad input, or rows that failed (the others stand in the table).
+Exit status: 0 every row done; 2 bad input, or rows that failed or that another command is training (the others stand in
+the table).
 """
 
 import argparse
@@ -24,6 +25,8 @@ from pathlib import Path
 
 from d2_covid.cli import run_command
 from d2_covid.data.phantom import write_phantoms
+from d2_covid.engine.children import ended_by_signals
+from d2_covid.engine.seeding import seed_number
 from d2_covid.engine.steps import about
 from d2_covid.errors import UserError
 from d2_covid.tables.estimate import Cost, costs, paper_minutes, total_words
@@ -32,7 +35,8 @@ from d2_covid.tables.pages import in_order, write_table
 from d2_covid.tables.phantom_layouts import write_covidx_layout
 from d2_covid.tables.plan import IMAGENET, TABLE_OF, Options, Plan, Run, earlier_runs, make_plan, printed
 from d2_covid.tables.rows import outcome_of
-from d2_covid.tables.run import carry_out, check_settings
+from d2_covid.tables.run import carry_out, waiting_runs
+from d2_covid.tables.settings import check_settings
 from d2_covid.tables.sources import find_class_set, find_lesion_set
 
 import torch
@@ -73,7 +77,7 @@ def build_parser() -> argparse.ArgumentParser:
     lesions.add_argument("--cncb", type=Path, metavar="DIR", help="CNCB's slices and masks: image/ and mask/, or above")
     lesions.add_argument("--val-patients", nargs="+", default=[], metavar="ID", help="[the 20 of the paper's lists]")
     lesions.add_argument("--val-fraction", type=float, metavar="X", help="or a share of the patients, drawn")
-    lesions.add_argument("--split-seed", type=int, default=0, metavar="N", help="of that draw [0]")
+    lesions.add_argument("--split-seed", type=seed_number, default=0, metavar="N", help="of that draw [0]")
     lesions.add_argument("--train-list", type=Path, metavar="TXT", help="or lists of slices, a file name a line")
     lesions.add_argument("--val-list", type=Path, metavar="TXT")
 
@@ -157,28 +161,36 @@ def announce(plan: Plan, found: dict[Run, Cost], machine: str) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Make them; returns the exit status."""
     arguments = sys.argv[1:] if argv is None else list(argv)
-    args = build_parser().parse_args(arguments)
+    with ended_by_signals():
+        return make_tables(build_parser().parse_args(arguments), arguments)
+
+
+def make_tables(args: argparse.Namespace, arguments: Sequence[str]) -> int:
+    """Plan, announce, carry out, write.
+
+    Args:
+        arguments: as typed, for the pages.
+    """
     if args.quick_check:
         args = quick_check(args)
     plan = plan_of(args)
-    check_settings(plan)
-    waiting = [run for run in plan.runs if not (run.results.is_file() and run.final.is_file())]
+    check_settings(plan.options.output, plan.settings)
     if args.dry_run:
         print("\n".join(printed(plan, CHECKOUT)))
     on_gpu = torch.cuda.is_available() and not (args.device or "cuda").startswith("cpu")
     machine = "on this GPU" if on_gpu else f"on this CPU ({torch.get_num_threads()} threads)"
-    found = costs(waiting)
+    found = costs(waiting_runs(plan), on_gpu=on_gpu)
     announce(plan, found, machine)
     if args.dry_run:
         return 0
 
     command = shlex.join(["python", "tools/make_tables.py", *arguments])
     kinds = [kind for kind, number in TABLE_OF.items() if number in args.table and kind in plan.settings]
-    others = earlier_runs(plan)
 
     def write(failures: dict[Run, str]) -> list[Path]:
-        runs = [*plan.runs, *others]
+        runs = [*plan.runs, *earlier_runs(plan)]
         by_kind = {kind: in_order([outcome_of(run, failures) for run in runs if run.kind == kind]) for kind in kinds}
         return [path for kind in kinds for path in write_table(plan, kind, by_kind[kind], command)]
 
@@ -196,6 +208,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if failures:
         names = ", ".join(run.name for run in failures)
         raise UserError(f"{len(failures)} of {len(plan.runs)} trainings failed ({names}); run it again to try again.")
+    if left := waiting_runs(plan):
+        names = ", ".join(run.name for run in left)
+        raise UserError(f"Another command is training {names}; its rows are missing here until that has ended.")
     return 0
 
 

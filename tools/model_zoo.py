@@ -12,7 +12,6 @@ run goes on where it was stopped. Exit status: 0 done, 1 some row has not finish
 """
 
 import argparse
-import signal
 import sys
 from collections.abc import Sequence
 from fnmatch import fnmatch
@@ -20,6 +19,7 @@ from pathlib import Path
 
 from d2_covid.cli import run_command
 from d2_covid.data.files import atomic_write, sha256_of
+from d2_covid.engine.children import ended_by_signals
 from d2_covid.errors import UserError
 from d2_covid.inference.shipped import shipped_models
 from d2_covid.zoo.card import card_page
@@ -137,12 +137,11 @@ def run_grid(args: argparse.Namespace) -> int:
         script = str(CHECKOUT / "tools/train_net.py")
         return [sys.executable, script, "--resume", *config, *rest, *machine.options(), *cache]
 
-    # What ends this command ends its trainings, too.
-    signal.signal(signal.SIGTERM, _interrupt)
     at_once = f"{machine.jobs} at a time with {machine.threads} threads each"
     print(f"{len(rows)} rows, {at_once}; logs in {args.output / 'logs'}", flush=True)
     say = lambda line: print(line, flush=True)  # noqa: E731
-    ends = Runner(folder, args.data or args.output / "data", machine, command, say).run(rows)
+    with ended_by_signals():  # what ends this command ends its trainings, too
+        ends = Runner(folder, args.data or args.output / "data", machine, command, say).run(rows)
     return 0 if all(end == FINISHED for end in ends.values()) else 1
 
 
@@ -178,10 +177,6 @@ def write_card(args: argparse.Namespace) -> int:
 def _write(path: Path, text: str) -> None:
     with atomic_write(path) as file:
         file.write(text)
-
-
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -2,8 +2,10 @@
 """Trains a model, resumes its training, or evaluates it.
 
     python tools/train_net.py --config-file configs/segmentation/mask_rcnn_R_18_T1_FPN.yaml OUTPUT_DIR output/r18_t1
-    python tools/train_net.py --config-file ... OUTPUT_DIR output/r18_t1 --resume
+    python tools/train_net.py --config-file ... --resume OUTPUT_DIR output/r18_t1
     python tools/train_net.py --config-file ... --eval-only MODEL.WEIGHTS output/r18_t1/model_best.pth
+
+Options come before the overrides, KEY VALUE.
 
 Exit status: 0 done, 2 bad input (one line on stderr says what and how to mend it).
 """
@@ -17,7 +19,9 @@ from d2_covid.cli import run_command
 from d2_covid.data.datasets import register_lesions
 from d2_covid.data.slice_datasets import register_slices_option
 from d2_covid.engine.run import run_evaluation, run_training
+from d2_covid.engine.schedule import scale_to_processes
 from d2_covid.engine.setup import choose_device
+from d2_covid.engine.unused_keys import check_evaluation_keys
 from d2_covid.errors import UserError
 
 import torch
@@ -61,6 +65,7 @@ def _work(args: argparse.Namespace) -> None:
     for values in args.register_slices:
         register_slices_option(values)
     if args.eval_only:
+        check_evaluation_keys(cfg)
         results = run_evaluation(cfg, resume=args.resume, command=args.command)
     else:
         results = run_training(cfg, resume=args.resume, progress=args.progress or None, command=args.command)
@@ -74,6 +79,15 @@ def _worker(args: argparse.Namespace) -> None:
     sys.exit(work(args))
 
 
+def check_launch(args: argparse.Namespace) -> None:
+    """Refuse here, once, what every process would refuse (:class:`~d2_covid.errors.UserError`)."""
+    cfg = get_config(args.config_file, args.opts)
+    if cfg.MODEL.DEVICE != "cuda":
+        raise UserError(f"MODEL.DEVICE is {cfg.MODEL.DEVICE}, but each of several processes has a GPU: leave it cuda.")
+    if not args.eval_only:
+        scale_to_processes(cfg, args.num_gpus * args.num_machines)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; starts one process per GPU where several are asked for."""
     command = [sys.argv[0], *(sys.argv[1:] if argv is None else argv)]
@@ -83,6 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return work(args)
     if args.num_gpus > torch.cuda.device_count():
         raise UserError(f"--num-gpus {args.num_gpus}, but PyTorch finds {torch.cuda.device_count()} on this machine.")
+    check_launch(args)
     try:
         launch(_worker, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url, args=(args,))
     except torch.multiprocessing.ProcessExitedException as error:

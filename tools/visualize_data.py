@@ -20,6 +20,8 @@ from d2_covid import get_config
 from d2_covid.cli import run_command
 from d2_covid.data.datasets import ensure_registered, register_lesions
 from d2_covid.data.lesion_masks import MASK_TYPES
+from d2_covid.data.slice_datasets import EVALUATOR_TYPE
+from d2_covid.engine.seeding import seed_number
 from d2_covid.engine.setup import choose_device
 from d2_covid.errors import UserError
 from d2_covid.inference.batch import load_model, predict_slices
@@ -54,7 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     data.add_argument("--input", type=Path, metavar="DIR", help="folder of images, for --source images")
     data.add_argument("--limit", type=_positive, metavar="N", help="draw this many slices, chosen by --seed [all]")
-    data.add_argument("--seed", type=int, default=0, help="of that choice [0]")
+    data.add_argument("--seed", type=seed_number, default=0, help="of that choice [0]")
 
     predicted = parser.add_argument_group("predictions")
     predicted.add_argument("--predictions", type=Path, metavar="JSON", help="coco_instances_results.json, or a model:")
@@ -123,13 +125,17 @@ def annotated_panels(args: argparse.Namespace) -> tuple[int, Iterator[Panel | Us
         register_lesions(*args.register_lesions)
     name = args.dataset or args.register_lesions[0]
     ensure_registered([name])
+    kind = MetadataCatalog.get(name).get("evaluator_type")
+    if kind != "lesion":
+        what = "classes of slices" if kind == EVALUATOR_TYPE else f"data of kind {kind!r}"
+        raise UserError(f"Dataset {name} holds {what}, and this draws lesions; give a dataset such as cncb_merge_val.")
     records = DatasetCatalog.get(name)
     metadata = MetadataCatalog.get(name)
     predict = None
     if args.predictions:
         predict = read_predictions(args.predictions, records, metadata.thing_dataset_id_to_contiguous_id)
     elif args.source == "predictions":
-        predict = model_prediction(args, metadata.thing_classes)
+        predict = model_prediction(args, metadata.thing_classes, metadata.get("mask_type"))
     records = sample(records, args.limit, args.seed)
     return len(records), dataset_panels(records, metadata.thing_classes, predict, args.score_threshold)
 
@@ -154,11 +160,17 @@ def image_panels(args: argparse.Namespace) -> tuple[int, Iterator[Panel | UserEr
     return len(files), panels()
 
 
-def model_prediction(args: argparse.Namespace, class_names: Sequence[str]) -> Callable[[dict[str, Any], Any], Any]:
-    """A function from a dataset dict and its slice to the model's predictions."""
+def model_prediction(
+    args: argparse.Namespace, class_names: Sequence[str], mask_type: str | None
+) -> Callable[[dict[str, Any], Any], Any]:
+    """A function from a dataset dict and its slice to the model's predictions.
+
+    Args:
+        class_names, mask_type: of the dataset; None where its mask type is unknown.
+    """
     cfg = model_config(args)
     own = MASK_TYPES[cfg.DATASETS.MASK_TYPE]
-    if len(own) != len(class_names):
+    if len(own) != len(class_names) or mask_type not in (None, cfg.DATASETS.MASK_TYPE):
         raise UserError(
             f"The model of {args.config_file} predicts {', '.join(own)}, the dataset has {', '.join(class_names)}; "
             "give a dataset of the model's mask type."

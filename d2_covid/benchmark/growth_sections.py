@@ -170,7 +170,7 @@ def _evaluation(cfg: CfgNode, name: str, record: dict, sample: dict):
     task = task_of(cfg)
 
     def evaluate() -> object:
-        evaluator = task.evaluator(cfg, name, Path(cfg.OUTPUT_DIR) / "benchmark", 0)
+        evaluator = task.evaluator(cfg, name, Path(cfg.OUTPUT_DIR) / "benchmark", False)
         evaluator.reset()
         evaluator.process([record], [{"instances": found}])
         return evaluator.evaluate()

@@ -47,7 +47,7 @@ def evaluation(bench: Bench) -> Section:
             seconds = _timed(bench, lambda model=model, size=size: _classify(cfg, model, dicts, size))
             _add_rate(section, f"{dtype}, batches of {size}", count, seconds)
         cfg.TEST.DTYPE = {"fp32": "float32", "bf16": "bfloat16"}[dtype]
-        seconds = _timed(bench, lambda: evaluate(cfg, task, plain, bootstrap=0))
+        seconds = _timed(bench, lambda: evaluate(cfg, task, plain, final=False))
         _add_rate(section, f"{dtype}, evaluate() with its metrics", count, seconds)
     section.notes.append("evaluate() is what --eval-only and training run; the batches are a loop of their own.")
     return section

@@ -11,7 +11,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from ..errors import UserError
 from .datasets import ensure_registered
 from .lesion_masks import CONSOLIDATION, GGO, read_mask
-from .slice_lists import IMAGE_CLASSES, class_number
+from .mappers import check_size
+from .slice_lists import class_number
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class PickedSlice:
         """(H, W) ``uint8`` in CNCB's values: the mask file as it is, else the lesions; None without either.
 
         Raises:
-            UserError: the mask can't be read, or has another size than the image.
+            UserError: the mask can't be read, or mask or lesions have another size than the image.
         """
         if self.mask_file is not None:
             values = read_mask(self.mask_file)
@@ -54,6 +55,8 @@ class PickedSlice:
             return None
         values = np.zeros(shape, np.uint8)
         for annotation in self.annotations:
+            height, width = annotation["segmentation"]["size"]
+            check_size({"file_name": self.file, "height": height, "width": width}, *shape)
             consolidation = self.lesion_classes[annotation["category_id"]] == "consolidation"
             values[mask_util.decode(annotation["segmentation"]).astype(bool)] = CONSOLIDATION if consolidation else GGO
         return values
@@ -92,7 +95,7 @@ def dataset_slices(name: str, number: int | None, seed: int) -> tuple[list[Picke
         number: how many; None for one of each image class that occurs (of a lesion dataset: 3).
 
     Returns:
-        The slices, by class, and the names of the image classes.
+        The slices, by class, and the names of the image classes; none of a lesion dataset.
 
     Raises:
         UserError: no such dataset, or it is empty.
@@ -127,7 +130,7 @@ def dataset_slices(name: str, number: int | None, seed: int) -> tuple[list[Picke
         for chosen in taken
         for record in chosen
     ]
-    return picked, metadata.get("image_classes", IMAGE_CLASSES)
+    return picked, tuple(metadata.get("image_classes", ()))
 
 
 def partner_mask(file: Path) -> Path | None:

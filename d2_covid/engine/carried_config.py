@@ -1,17 +1,20 @@
 """The part of a config that a checkpoint carries, so that its weights alone are enough to predict."""
 
 from pathlib import Path
-from typing import Any, Mapping
+from typing import Any, Iterable, Mapping
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
 from ..config import get_config
+from ..data.slice_lists import IMAGE_CLASSES, class_number
 from ..errors import UserError
 from .run_record import plain_config
 
 # What builds a model and runs it. The rest says how it was trained, and where its files lay.
 _CARRIED = ("MODEL", "INPUT", "TEST")
+# Of TEST: how the machine at hand predicts, which another one may not be able to.
+_OF_THE_MACHINE = ("FAST", "DTYPE", "CUDA_GRAPH")
 # Another value here loads without an error, and then predicts nonsense.
 _SILENT = (
     *("MODEL.ANCHOR_GENERATOR.SIZES", "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS", "MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD"),
@@ -23,7 +26,7 @@ _SILENT = (
 def carried_facts(cfg: CfgNode) -> dict[str, Any]:
     """What a checkpoint carries for prediction: ``config``, plain values of the model's and the input's keys, and
     ``image_classes``, names, where the config's datasets have them."""
-    plain = plain_config(cfg)
+    plain = plain_config(without_machine(cfg.clone()))
     config = {section: plain[section] for section in _CARRIED}
     config["MODEL"] |= {"WEIGHTS": "", "DEVICE": "cpu"}
     config["MODEL"]["CLASSIFIER"] |= {"CACHE_DIR": ""}
@@ -34,6 +37,49 @@ def carried_facts(cfg: CfgNode) -> dict[str, Any]:
         if classes and len(classes) == cfg.MODEL.CLASSIFIER.NUM_CLASSES:
             return facts | {"image_classes": list(classes)}
     return facts
+
+
+def without_machine(cfg: CfgNode) -> CfgNode:
+    """``cfg`` itself, now without what suited the machine that trained: a GPU's ``TEST.DTYPE float16``, say."""
+    defaults = get_config().TEST
+    for key in _OF_THE_MACHINE:
+        cfg.TEST[key] = defaults[key]
+    return cfg
+
+
+def carried_image_classes(facts: Mapping[str, Any]) -> tuple[str, ...]:
+    """Names of the image classes that a checkpoint carries; none of a lesion model, nor of an older classifier."""
+    names = facts.get("image_classes")
+    return tuple(map(str, names)) if isinstance(names, list) else ()
+
+
+def image_class_names(cfg: CfgNode, facts: Mapping[str, Any]) -> tuple[str, ...]:
+    """Names of the C image classes of the model of ``cfg``, whose checkpoint carries ``facts``: its own, else the
+    paper's where C is 3, else ``class 0`` and so on. None of a model that does not classify."""
+    if cfg.MODEL.META_ARCHITECTURE != "CovidCTMaskNet":
+        return ()
+    count, names = cfg.MODEL.CLASSIFIER.NUM_CLASSES, carried_image_classes(facts)
+    if len(names) == count:
+        return names
+    return IMAGE_CLASSES if count == len(IMAGE_CLASSES) else tuple(f"class {number}" for number in range(count))
+
+
+def check_carried_classes(facts: Mapping[str, Any], datasets: Iterable[str], source: str | Path) -> None:
+    """Refuse datasets whose image classes are others than those that a checkpoint carries, or stand in another order.
+
+    Other names of the paper's classes, such as NCP for COVID-19, are the same classes.
+
+    Raises:
+        UserError: names both lists.
+    """
+    own = carried_image_classes(facts)
+    for name in datasets if own else ():
+        classes = MetadataCatalog.get(name).get("image_classes", ())
+        if [class_number(label, own) for label in classes] != list(range(len(own))):
+            raise UserError(
+                f"Dataset {name} has the image classes {', '.join(classes)}, and {source} was trained on "
+                f"{', '.join(own)}, in that order; give slices of these classes, registered in the same order."
+            )
 
 
 def config_from_facts(facts: Mapping[str, Any], source: str | Path) -> CfgNode | None:
@@ -53,7 +99,7 @@ def config_from_facts(facts: Mapping[str, Any], source: str | Path) -> CfgNode |
             f"{source} carries a config that this d2_covid can't read ({reason}); update d2_covid, or give the model's "
             "config with --model."
         ) from error
-    return cfg
+    return without_machine(cfg)  # older checkpoints carry that too
 
 
 def silent_differences(cfg: CfgNode, facts: Mapping[str, Any]) -> list[str]:

@@ -27,13 +27,13 @@ logger = logging.getLogger(__name__)
 _BatchNorm = torch.nn.modules.batchnorm._BatchNorm
 
 
-def evaluate(cfg: CfgNode, task: Task, model: torch.nn.Module, *, bootstrap: int) -> OrderedDict[str, Any]:
+def evaluate(cfg: CfgNode, task: Task, model: torch.nn.Module, *, final: bool) -> OrderedDict[str, Any]:
     """Evaluate ``model`` on every dataset of ``DATASETS.TEST``, by the fast copy of it that ``TEST.FAST`` asks for.
 
     Each evaluator writes its files below ``OUTPUT_DIR/inference/<dataset>``.
 
     Args:
-        bootstrap: resamples behind each interval (0: none).
+        final: the figures are to be reported: with intervals (``TEST.BOOTSTRAP``) and the evaluator's page.
 
     Returns:
         The evaluator's results; with several datasets, theirs by name. Empty on all but the main process.
@@ -44,7 +44,7 @@ def evaluate(cfg: CfgNode, task: Task, model: torch.nn.Module, *, bootstrap: int
     results = OrderedDict()
     for name in cfg.DATASETS.TEST:
         folder = Path(cfg.OUTPUT_DIR) / "inference" / name
-        evaluator = task.evaluator(cfg, name, folder, bootstrap)
+        evaluator = task.evaluator(cfg, name, folder, final)
         results[name] = inference_on_dataset(model, _batches(cfg, task, name), evaluator)
     return next(iter(results.values())) if len(results) == 1 else results
 

@@ -1,6 +1,7 @@
 """A whole training run or evaluation, from a config to its numbers."""
 
 import logging
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Sequence
 
@@ -9,8 +10,10 @@ from detectron2.utils import comm
 
 from ..data.files import sha256_of, write_json
 from ..errors import UserError
+from .carried_config import check_carried_classes
 from .checkpoint import CheckpointFolder
 from .evaluation import evaluate, flat_numbers
+from .folder_lock import held
 from .run_record import describe_data, device_name, finite, now, versions
 from .setup import build_for_device, log_device, start_log
 from .tasks import task_of
@@ -27,10 +30,14 @@ def run_training(
 
     Returns:
         The numbers of the last evaluation, by names such as ``segm/AP50``.
+
+    Raises:
+        UserError: as the trainer's, or another training runs in ``OUTPUT_DIR``.
     """
     start_log(cfg.OUTPUT_DIR)
-    log_device(cfg)
-    return Trainer(cfg, resume=resume, progress=progress, command=command).train()
+    with held(cfg.OUTPUT_DIR) if comm.is_main_process() else nullcontext():
+        log_device(cfg)
+        return Trainer(cfg, resume=resume, progress=progress, command=command).train()
 
 
 def run_evaluation(cfg: CfgNode, *, resume: bool = False, command: Sequence[str] = ()) -> dict[str, float]:
@@ -43,7 +50,7 @@ def run_evaluation(cfg: CfgNode, *, resume: bool = False, command: Sequence[str]
         The numbers, by names such as ``segm/AP50``; empty on all but the main process.
 
     Raises:
-        UserError: no weights, weights of another model, or nothing to evaluate on.
+        UserError: no weights, weights of another model or of other image classes, or nothing to evaluate on.
     """
     if resume:
         last = CheckpointFolder(cfg.OUTPUT_DIR).last()
@@ -61,8 +68,8 @@ def run_evaluation(cfg: CfgNode, *, resume: bool = False, command: Sequence[str]
     log_device(cfg)
     started = now()
     model = build_for_device(cfg)
-    load_weights(model, cfg, complete=True)
-    numbers = flat_numbers(evaluate(cfg, task, model.eval(), bootstrap=cfg.TEST.BOOTSTRAP))
+    check_carried_classes(load_weights(model, cfg, complete=True).facts, cfg.DATASETS.TEST, cfg.MODEL.WEIGHTS)
+    numbers = flat_numbers(evaluate(cfg, task, model.eval(), final=True))
     if comm.is_main_process():
         record = {
             "weights": cfg.MODEL.WEIGHTS,

@@ -3,8 +3,31 @@
 import math
 
 from detectron2.config import CfgNode
+from detectron2.engine import DefaultTrainer
 
 from ..errors import UserError
+
+
+def scale_to_processes(cfg: CfgNode, count: int) -> CfgNode:
+    """The config for so many processes (one a GPU): itself, but where ``SOLVER.REFERENCE_WORLD_SIZE`` is set a copy
+    whose batch, learning rate and schedule Detectron2 has scaled from that number of processes to ``count``.
+
+    Raises:
+        UserError: they can't share a batch evenly.
+    """
+    reference = cfg.SOLVER.REFERENCE_WORLD_SIZE
+    if reference < 0 or (reference > 0 and cfg.SOLVER.IMS_PER_BATCH % reference):
+        raise UserError(
+            f"SOLVER.REFERENCE_WORLD_SIZE {reference} must be 0, or processes that share SOLVER.IMS_PER_BATCH "
+            f"{cfg.SOLVER.IMS_PER_BATCH} evenly."
+        )
+    cfg = DefaultTrainer.auto_scale_workers(cfg, count)
+    if cfg.SOLVER.IMS_PER_BATCH % count:
+        raise UserError(
+            f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} can't be shared evenly by {count} processes; use a "
+            f"multiple of {count}, and a SOLVER.BASE_LR to go with it."
+        )
+    return cfg
 
 
 def resolve_schedule(cfg: CfgNode, num_samples: int) -> CfgNode:

@@ -25,19 +25,39 @@ def choose_device(cfg: CfgNode, opts: Sequence[str] = ()) -> None:
     Raises:
         UserError: the user asked for a device that is not there.
     """
-    if not cfg.MODEL.DEVICE.startswith("cuda") or torch.cuda.is_available():
-        return
-    if "MODEL.DEVICE" in list(opts)[::2]:
-        raise UserError(f"MODEL.DEVICE is {cfg.MODEL.DEVICE}, but PyTorch finds no CUDA device; use MODEL.DEVICE cpu.")
-    cfg.MODEL.DEVICE = "cpu"
+    device = cfg.MODEL.DEVICE
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        if "MODEL.DEVICE" in list(opts)[::2]:
+            raise UserError(f"MODEL.DEVICE is {device}, but PyTorch finds no CUDA device; use MODEL.DEVICE cpu.")
+        cfg.MODEL.DEVICE = "cpu"
+    check_device(cfg.MODEL.DEVICE, "MODEL.DEVICE cuda or cpu")
+
+
+def check_device(device: str, instead: str) -> None:
+    """Refuse a device that PyTorch can't compute on.
+
+    Args:
+        instead: what the user may give, in words.
+
+    Raises:
+        UserError: PyTorch knows or finds no such device.
+    """
+    try:
+        torch.zeros(1, device=torch.device(device))
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise UserError(f"PyTorch can't compute on device {device!r} here; use {instead}.") from error
 
 
 def build_for_device(cfg: CfgNode) -> torch.nn.Module:
     """The model of ``cfg`` on ``MODEL.DEVICE``, its tensors laid out as the device computes fastest.
 
     On a CPU that is channels last: measured on R18-T1 at 512x512, it takes 10 to 15 % off a training step and a fifth
-    off a prediction.
+    off a prediction. A GPU that is named by its number, as ``cuda:1``, becomes PyTorch's current one: random states,
+    pinned memory and waiting go by that.
     """
+    device = torch.device(cfg.MODEL.DEVICE)
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
     model = build_model(cfg)
     return model.to(memory_format=torch.channels_last) if cfg.MODEL.DEVICE == "cpu" else model
 

@@ -7,18 +7,23 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Callable, Sequence
 
 from .. import __version__
 from ..data.files import write_json
 from ..errors import UserError
+from .children import stop
+from .folder_lock import held_in_turn
 
 logger = logging.getLogger(__name__)
 
 
 class Steps:
     """Runs steps in order; one whose inputs are those of its last, completed run is passed over.
+
+    Several processes may share a state file, as long as each does steps of its own.
 
     Args:
         state_file: json file that remembers what is done.
@@ -42,12 +47,7 @@ class Steps:
         self._state_file = Path(state_file)
         self._machine, self._edition = machine, __version__ if edition is None else edition
         self._total, self._number, self._say = total, 0, say
-        self._state: dict[str, Any] = {}
-        if self._state_file.is_file():
-            try:
-                self._state = dict(json.loads(self._state_file.read_text(encoding="utf-8")))
-            except (ValueError, TypeError) as error:
-                raise UserError(f"{self._state_file} is damaged; delete it to start anew.") from error
+        self._read()
 
     def run(
         self, name: str, inputs: Any, outputs: Sequence[Path], seconds: float | None, work: Callable[[bool], None]
@@ -65,11 +65,10 @@ class Steps:
             Whether it was done now.
         """
         self._number += 1
-        key = hashlib.sha256(json.dumps([self._edition, inputs], sort_keys=True).encode()).hexdigest()
-        before = self._state.get(name, {})
+        key = self._key(inputs)
         head = f"{self._number}/{self._total} {name}"
-        same = before.get("key") == key
-        if same and before.get("done") and all(path.exists() for path in outputs):
+        same = self._read().get(name, {}).get("key") == key
+        if self.is_done(name, inputs, outputs):
             self._say(f"{head}: done before")
             return False
         self._say(head if seconds is None else f"{head}, {about(seconds)} {self._machine}")
@@ -83,13 +82,38 @@ class Steps:
         self._say(f"    took {time.monotonic() - started:.0f} s")
         return True
 
+    def leave_out(self, name: str, why: str) -> None:
+        """Announce a step that others do."""
+        self._number += 1
+        self._say(f"{self._number}/{self._total} {name}: {why}")
+
+    def is_done(self, name: str, inputs: Any, outputs: Sequence[Path]) -> bool:
+        """Whether :meth:`run` would pass over the step."""
+        before = self._read().get(name, {})
+        same = before.get("key") == self._key(inputs)
+        return same and bool(before.get("done")) and all(path.exists() for path in outputs)
+
+    def _key(self, inputs: Any) -> str:
+        return hashlib.sha256(json.dumps([self._edition, inputs], sort_keys=True).encode()).hexdigest()
+
+    def _read(self) -> dict[str, Any]:
+        if not self._state_file.is_file():
+            return {}
+        try:
+            return dict(json.loads(self._state_file.read_text(encoding="utf-8")))
+        except (ValueError, TypeError) as error:
+            raise UserError(f"{self._state_file} is damaged; delete it to start anew.") from error
+
     def _note(self, name: str, key: str, done: bool) -> None:
-        self._state[name] = {"key": key, "done": done}
-        write_json(self._state_file, self._state)
+        folder = self._state_file.parent
+        with held_in_turn(folder) if folder.is_dir() else nullcontext():  # what others note meanwhile stays
+            write_json(self._state_file, self._read() | {name: {"key": key, "done": done}})
 
 
 def run_script(command: Sequence[str | Path], log: Path) -> None:
     """Run a Python script with this interpreter: progress bars and errors (stderr) show, the rest is added to ``log``.
+
+    What interrupts this ends the script, which gets time to save where it stands.
 
     Raises:
         UserError: it failed; the message names it and the log.
@@ -97,9 +121,15 @@ def run_script(command: Sequence[str | Path], log: Path) -> None:
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "ab") as file:
         environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
-        status = subprocess.run([sys.executable, *map(str, command)], stdout=file, env=environment).returncode
+        command = [sys.executable, *map(str, command)]
+        process = subprocess.Popen(command, stdout=file, env=environment, start_new_session=True)
+        try:
+            status = process.wait()
+        except BaseException:
+            stop([process])
+            raise
     if status:
-        raise UserError(f"{Path(command[0]).name} failed with status {status}; what it said is in {log.resolve()}.")
+        raise UserError(f"{Path(command[1]).name} failed with status {status}; what it said is in {log.resolve()}.")
 
 
 def about(seconds: float) -> str:

@@ -38,7 +38,8 @@ class Task:
         train_dicts: dataset dicts of the training set.
         mapper: from config and ``is_train`` to the mapper of samples; with ``is_train`` False, samples still carry
             their ground truth, for the validation loss.
-        evaluator: from config, dataset name, output folder and number of bootstrap resamples.
+        evaluator: from config, dataset name, output folder, and whether the figures are to be reported; those on the
+            way have neither intervals nor a page, which take their time.
         epoch_order: from config, dataset dicts and seed to the order of samples.
         classifies_images: whether checkpoints carry the facts of the image classifier.
         may_be_new: prefixes of tensors that starting weights of a whole model may lack.
@@ -52,7 +53,7 @@ class Task:
     check_datasets: Callable[[CfgNode], None]
     train_dicts: Callable[[CfgNode], list[dict]]
     mapper: Callable[[CfgNode, bool], Mapper]
-    evaluator: Callable[[CfgNode, str, Path, int], DatasetEvaluator]
+    evaluator: Callable[[CfgNode, str, Path, bool], DatasetEvaluator]
     epoch_order: Callable[[CfgNode, Sequence[dict], int], EpochOrder]
     classifies_images: bool = False
     may_be_new: tuple[str, ...] = ()
@@ -128,8 +129,8 @@ TASKS: dict[str, Task] = {
         check_datasets=check_classifier,
         train_dicts=train_slices,
         mapper=lambda cfg, is_train: SliceMapper(cfg, is_train=is_train),
-        evaluator=lambda cfg, name, folder, bootstrap: ImageClassEvaluator.from_config(
-            cfg, name, folder, bootstrap, write_classification_page if bootstrap else None
+        evaluator=lambda cfg, name, folder, final: ImageClassEvaluator.from_config(
+            cfg, name, folder, None if final else 0, write_classification_page if final else None
         ),
         epoch_order=slice_order,
         classifies_images=True,
@@ -142,7 +143,7 @@ TASKS: dict[str, Task] = {
         check_datasets=check_lesions,
         train_dicts=lesion_train_dicts,
         mapper=lambda cfg, is_train: LesionDatasetMapper(cfg, is_train=is_train),
-        evaluator=lambda cfg, name, folder, bootstrap: LesionEvaluator.from_config(cfg, name, folder, bootstrap),
+        evaluator=lambda cfg, name, folder, final: LesionEvaluator.from_config(cfg, name, folder, None if final else 0),
         epoch_order=lambda cfg, dicts, seed: shuffled_order(len(dicts), seed),
     ),
 }

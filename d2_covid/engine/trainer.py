@@ -10,7 +10,7 @@ from typing import Any, Sequence
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.engine import DefaultTrainer, TrainerBase, create_ddp_model, hooks
+from detectron2.engine import TrainerBase, create_ddp_model, hooks
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 
@@ -23,12 +23,13 @@ from .hooks import Evaluate, ProgressBar, SaveCheckpoint, WriteMetrics
 from .loader import train_batches
 from .optimizer import MixedPrecision, build_lr_scheduler, build_optimizer
 from .run_record import RunRecord, check_same_run, read_record
-from .schedule import resolve_schedule
+from .schedule import resolve_schedule, scale_to_processes
 from .seeding import derive_seed, draw_seed, seed_everything
 from .setup import build_for_device
 from .stopping import StopOnSignal
 from .tasks import task_of
 from .training_step import training_step
+from .unused_keys import check_training_keys
 from .weights import load_state, load_weights
 
 logger = logging.getLogger(__name__)
@@ -56,6 +57,8 @@ class Trainer(TrainerBase):
         self, cfg: CfgNode, *, resume: bool = False, progress: bool | None = None, command: Sequence[str] = ()
     ) -> None:
         super().__init__()
+        check_training_keys(cfg)
+        cfg = scale_to_processes(cfg, comm.get_world_size())
         self.folder = CheckpointFolder(cfg.OUTPUT_DIR)
         last = self.folder.last() if resume else refuse_other_run(self.folder)
         self.task = task_of(cfg)
@@ -63,7 +66,6 @@ class Trainer(TrainerBase):
             raise UserError("The config names no dataset to train on; set DATASETS.TRAIN.")
         self.task.check_datasets(cfg)
         dicts = self.task.train_dicts(cfg)
-        cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
         self.cfg = cfg = resolve_schedule(cfg, len(dicts))
 
         checkpoint = read_checkpoint(last) if last else None
@@ -74,6 +76,7 @@ class Trainer(TrainerBase):
                 logger.warning("the run began with another setting: %s", change)
         logger.info("seed %d, %d training slices, %d iterations", self.seed, len(dicts), cfg.SOLVER.MAX_ITER)
 
+        torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
         seed_everything(derive_seed(self.seed, "model"))
         model = build_for_device(cfg)
         if checkpoint is None:
@@ -197,13 +200,11 @@ class Trainer(TrainerBase):
             logger.warning("%s", error)  # the run goes on from an earlier one
 
     def _evaluate(self, final: bool) -> dict[str, float]:
-        # Intervals take their time, and only the last figures are reported.
-        bootstrap = self.cfg.TEST.BOOTSTRAP if final else 0
-        return flat_numbers(evaluate(self.cfg, self.task, self.model, bootstrap=bootstrap))
+        return flat_numbers(evaluate(self.cfg, self.task, self.model, final=final))
 
     def _close_record(self, status: str) -> None:
         try:
-            self.record.finish(status, self.iter, self.evaluation.latest if self.evaluation else None)
+            self.record.finish(status, self.done, self.evaluation.latest if self.evaluation else None)
         except UserError as error:
             if status == "finished":
                 raise

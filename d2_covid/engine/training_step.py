@@ -32,7 +32,7 @@ def training_step(
     if values.device.type == "cuda":
         host = torch.empty(values.shape, pin_memory=True).copy_(values, non_blocking=True)
         arrived = torch.cuda.Event()
-        arrived.record()
+        arrived.record(torch.cuda.current_stream(values.device))  # by itself it takes the current device's
         precision.backward(total, optimizer)
         arrived.synchronize()
         numbers = dict(zip(names, host.tolist()))

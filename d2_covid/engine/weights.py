@@ -3,7 +3,7 @@
 import hashlib
 import logging
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Mapping
 from urllib.error import URLError
@@ -140,6 +140,8 @@ class LoadReport:
     """In the checkpoint, without a place in the model."""
     new: list[str] = field(default_factory=list)
     """In the model, not in the checkpoint: they keep their initial values."""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """What the checkpoint says of its model (:func:`.checkpoint.model_facts`); empty for a bare state dict."""
 
     def summary(self) -> str:
         """One line for the log."""
@@ -182,7 +184,7 @@ def load_weights(
         checkpoint = read_checkpoint(source)
     facts = checkpoint.get("d2_covid", {})
     check_facts(facts, cfg, source)
-    report = load_state(model, checkpoint["model"], source)
+    report = replace(load_state(model, checkpoint["model"], source), facts=facts)
     if facts.get("kind") == "model" or complete or whole:
         missing = report.new if complete else [n for n in report.new if not n.startswith(may_be_new or ("\0",))]
         if missing:

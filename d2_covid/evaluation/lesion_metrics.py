@@ -41,15 +41,17 @@ def coco_family(
 ) -> MetricFamily:
     """COCO AP in percent; ``task`` is ``bbox`` or ``segm``."""
     precision = AveragePrecision(slices, classes, task, max_detections)
-    without = sum(not len(item.truth_classes) for item in slices)
-    rule = f"Slices without ground truth: {without}; each of their detections is a false positive."
+    rules = {suffix: _coco_rule(slices, classes, k) for suffix, k in _suffixes(classes).items()}
     return MetricFamily(
         task=task,
         values=precision.values,
         weighted=precision.weighted,
         slices=dict.fromkeys(precision.values, len(slices)),
         instances=precision.instances,
-        notes={name: " ".join(filter(None, (precision.notes.get(name), rule))) for name in precision.values},
+        notes={
+            name: " ".join(filter(None, (precision.notes.get(name), rules[_suffix_of(name)])))
+            for name in precision.values
+        },
     )
 
 
@@ -106,6 +108,12 @@ def _truths(slices: Sequence[SliceInstances], of_class: int | None) -> int:
     if of_class is None:
         return sum(len(item.truth_classes) for item in slices)
     return sum(int((item.truth_classes == of_class).sum()) for item in slices)
+
+
+def _coco_rule(slices: Sequence[SliceInstances], classes: Sequence[str], of_class: int | None) -> str:
+    without = sum(not _truths([item], of_class) for item in slices)
+    what, each = ("", "") if of_class is None else (f" of {classes[of_class]}", " of that class")
+    return f"Slices without ground truth{what}: {without}; each of their detections{each} is a false positive."
 
 
 def _paper_rule(slices: Sequence[SliceInstances], score_threshold: float, of_class: int | None) -> str:

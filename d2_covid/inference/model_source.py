@@ -11,9 +11,9 @@ from detectron2.config import CfgNode
 from ..config import config_dir, get_config
 from ..data.files import sha256_of
 from ..data.lesion_masks import MASK_TYPES, require_mask_type
-from ..data.slice_lists import IMAGE_CLASSES
-from ..engine.carried_config import config_from_facts, silent_differences
+from ..engine.carried_config import config_from_facts, image_class_names, silent_differences, without_machine
 from ..engine.checkpoint import read_checkpoint
+from ..engine.setup import check_device
 from ..errors import UserError
 from ..modeling.backbone import truncation_of
 from .model_card import ModelCard
@@ -107,7 +107,7 @@ def resolve_model(
         weights=path,
         weights_sha256=sha256_of(path),
         lesion_classes=MASK_TYPES[cfg.DATASETS.MASK_TYPE],
-        image_classes=_image_classes(cfg, facts),
+        image_classes=image_class_names(cfg, facts),
         warnings=warnings,
         card=shipped.card if shipped else None,
     )
@@ -121,11 +121,7 @@ def choose_device(device: str) -> str:
     """
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        kind = torch.device(device)
-        torch.zeros(1, device=kind)
-    except (RuntimeError, AssertionError, ValueError) as error:
-        raise UserError(f"PyTorch can't compute on device {device!r} here; use --device auto or cpu.") from error
+    check_device(device, "--device auto or cpu")
     return device
 
 
@@ -169,7 +165,7 @@ def _own_config(weights: Path, facts: dict[str, Any]) -> tuple[CfgNode, str]:
     cfg = config_from_facts(facts, weights)
     beside = weights.parent / "config.yaml"
     if cfg is None and beside.is_file():
-        cfg = get_config(beside)
+        cfg = without_machine(get_config(beside))
     if cfg is None:
         raise UserError(
             f"{weights} does not say which model it holds, and no config.yaml lies beside it; give the model's config "
@@ -182,12 +178,3 @@ def descriptive_name(cfg: CfgNode) -> str:
     """A name for a config without a file, as the shipped ones are named."""
     kind = "covid_ct_mask_net" if cfg.MODEL.META_ARCHITECTURE == "CovidCTMaskNet" else "mask_rcnn"
     return f"{kind}_R_{cfg.MODEL.RESNETS.DEPTH}_{truncation_of(cfg)}_{cfg.DATASETS.MASK_TYPE}"
-
-
-def _image_classes(cfg: CfgNode, facts: dict[str, Any]) -> tuple[str, ...]:
-    if cfg.MODEL.META_ARCHITECTURE != "CovidCTMaskNet":
-        return ()
-    count, names = cfg.MODEL.CLASSIFIER.NUM_CLASSES, facts.get("image_classes")
-    if isinstance(names, list) and len(names) == count:
-        return tuple(map(str, names))
-    return IMAGE_CLASSES if count == len(IMAGE_CLASSES) else tuple(f"class {number}" for number in range(count))

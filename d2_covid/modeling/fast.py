@@ -135,8 +135,10 @@ def for_inference(
 
     It takes and gives what the model does in inference mode, and keeps the names of its parts: ``backbone``,
     ``proposal_generator``, ``roi_heads`` with ``image_classifier`` and mask head, ``preprocess_image``,
-    ``ranked_rows``. In single precision scores, logits and boxes are the model's to 1e-4 relative. A part that is none
-    of those that this package builds stays as it is, without its BatchNorm.
+    ``ranked_rows``. In single precision scores, logits and boxes are the model's to 1e-4 relative; where PyTorch lets a
+    GPU convolve in TF32 (``torch.backends.cudnn.allow_tf32``, its default, from Ampere on), the model and the copy each
+    round to that, and differ by as much. A part that is none of those that this package builds stays as it is, without
+    its BatchNorm.
 
     Args:
         model: a ``GeneralizedRCNN`` or :class:`~d2_covid.modeling.CovidCTMaskNet` on its device, trained or not.

@@ -52,7 +52,10 @@ class GraphedDense:
                 self.dense(images_in)
         torch.cuda.current_stream(images.device).wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        # On the images' device, whichever is the current one; and what other threads do meanwhile, such as pinning a
+        # batch, does not spoil it.
+        capture = torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local")
+        with torch.cuda.device(images.device), capture:
             outputs = self.dense(images_in)
         # The graph reads these at their addresses, also when their owner has dropped them.
         borders = [m.kept() for m in self.module.modules() if isinstance(m, ConstantInput)]

@@ -209,12 +209,19 @@ class CovidROIHeads(LesionROIHeads):
     def predict(
         self, features: dict[str, torch.Tensor], proposals: list[Instances]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Class logits (R, K + 1) and deltas (R, K * 4) of all proposals."""
-        return self.box_predictor(self.box_features(features, [p.proposal_boxes for p in proposals]))
+        """Class logits (R, K + 1) and deltas (R, K * 4) of all proposals, in single precision.
+
+        Also under autocast, so that training ranks as evaluation does: in bfloat16, scores near 1 are 1/256 apart.
+        """
+        found = self.box_features(features, [p.proposal_boxes for p in proposals])
+        with torch.autocast(found.device.type, enabled=False):
+            return self.box_predictor(found.float())
 
     def image_losses(self, rows: torch.Tensor, image_classes: torch.Tensor) -> dict[str, torch.Tensor]:
-        """``{"loss_image": scalar}`` of ranked rows (N, D, 5) with their images' classes (N,)."""
-        return {"loss_image": image_loss(self.image_classifier(rows), image_classes, self.loss, self.class_weights)}
+        """``{"loss_image": scalar}`` of ranked rows (N, D, 5) with their images' classes (N,), in single precision."""
+        with torch.autocast(rows.device.type, enabled=False):  # it would round the scores again
+            logits = self.image_classifier(rows)
+        return {"loss_image": image_loss(logits, image_classes, self.loss, self.class_weights)}
 
     def rank(self, predictions: tuple[torch.Tensor, torch.Tensor], proposals: list[Instances]) -> RankedBatch:
         """The ranked batch of the box head's predictions, differentiable in both."""

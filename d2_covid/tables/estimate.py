@@ -8,8 +8,11 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import get_context
 from typing import Any
 
 import torch
@@ -103,23 +106,44 @@ def cost_of(run: Run, cfg: CfgNode, speed: Speed | None) -> Cost:
     return Cost(seconds, kept * speed.checkpoint + speed.weights, iterations)
 
 
-def costs(runs: Sequence[Run]) -> dict[Run, Cost]:
+def costs(runs: Sequence[Run], *, on_gpu: bool) -> dict[Run, Cost]:
     """What each run takes. Runs that differ in their seed alone are timed once; one that can't be timed costs no other
-    its estimate."""
+    its estimate.
+
+    Args:
+        on_gpu: time them in another process, so that this one takes no memory of the GPU from the trainings.
+
+    Raises:
+        UserError: the device of a run is not there.
+    """
+    if not runs:
+        return {}
     speeds: dict[str, Speed | None] = {}
     found = {}
-    for run in tqdm(runs, desc="timing a step of each model", unit="run", file=sys.stderr, leave=False, disable=None):
-        cfg = run.config()
-        key = f"{run.kind} {run.model.name.removesuffix('-separate')}"  # one class more changes nothing here
-        if key not in speeds:
-            speeds[key] = _try_to_measure(cfg, run)
-        found[run] = cost_of(run, cfg, speeds[key])
+    with _calls(elsewhere=on_gpu) as call:
+        configs = {run: call(Run.config, run) for run in runs}
+        bar = {"unit": "run", "file": sys.stderr, "leave": False, "disable": None}
+        for run in tqdm(runs, desc="timing a step of each model", **bar):
+            key = f"{run.kind} {run.model.name.removesuffix('-separate')}"  # one class more changes nothing here
+            if key not in speeds:
+                speeds[key] = _try_to_measure(call, configs[run], run)
+            found[run] = cost_of(run, configs[run], speeds[key])
     return found
 
 
-def _try_to_measure(cfg: CfgNode, run: Run) -> Speed | None:
+@contextmanager
+def _calls(*, elsewhere: bool) -> Iterator[Callable[..., Any]]:
+    """Calls a function with its arguments, here or in a process that ends with the body."""
+    if not elsewhere:
+        yield lambda function, *arguments: function(*arguments)
+        return
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        yield lambda *call: pool.submit(*call).result()
+
+
+def _try_to_measure(call: Callable[..., Any], cfg: CfgNode, run: Run) -> Speed | None:
     try:
-        return measure_speed(cfg)
+        return call(measure_speed, cfg)
     except Exception as error:  # too little memory raises half a dozen kinds
         logger.warning("%s could not be timed: %s", run.name, str(error).splitlines()[0] if str(error) else error)
         return None

@@ -1,7 +1,7 @@
 """What has to run for the tables: preparations and trainings, as the commands that a user would type."""
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,11 +9,13 @@ from typing import Any
 from detectron2.config import CfgNode
 
 from ..config import get_config
+from ..data.files import sha256_of
 from ..engine.checkpoint import FINAL
 from ..engine.setup import choose_device
 from ..engine.weights import SCHEME
 from ..errors import UserError
 from .models import CLASSIFICATION, MODELS, SEGMENTATION, TableModel
+from .settings import known_departures
 from .sources import ClassSet, LesionSet
 
 TABLE_OF = {SEGMENTATION: 2, CLASSIFICATION: 3}
@@ -81,13 +83,13 @@ class Options:
         return self.output / "data"
 
     def departures(self, kind: str) -> list[str]:
-        """In what the choices are not the paper's, as sentences; a classifier's include those of its Mask R-CNN."""
+        """In what the choices for runs of a kind are not the paper's, as sentences."""
         found = []
         if self.phantoms:
             found.append("the data are phantoms, generated pictures: nothing here says how a model does on people")
         if self.recipe != "paper":
             found.append(f"the {self.recipe} recipe, not the paper's")
-        if self.epochs is not None:
+        if self.epochs is not None and kind == SEGMENTATION:
             found.append(f"epochs of each Mask R-CNN: {self.epochs}, set by --epochs")
         if self.classifier_epochs is not None and kind == CLASSIFICATION:
             found.append(f"epochs of each classifier: {self.classifier_epochs}, set by --classifier-epochs")
@@ -131,6 +133,11 @@ class Run:
         return self.folder / FINAL
 
     @property
+    def outputs(self) -> tuple[Path, Path]:
+        """Files that are there when it is done."""
+        return self.final, self.results
+
+    @property
     def results(self) -> Path:
         """``results.json`` of the evaluation."""
         return self.folder / "inference" / self.dataset / "results.json"
@@ -143,10 +150,15 @@ class Run:
         return cfg
 
     def inputs(self) -> list[Any]:
-        """Plain values that decide what comes out."""
-        cfg = get_config(self.config_file, self.overrides)
-        cfg.MODEL.DEVICE, cfg.DATALOADER.NUM_WORKERS = "", 0  # change no result
-        return [self.kind, self.model.name, self.seed, cfg.dump()]
+        """Plain values that decide what comes out, wherever the files lie. A config key that a new version adds is none
+        of them: it is neutral, or else :data:`.run.EDITION` is raised."""
+        recipe = CfgNode.load_yaml_with_base(str(self.config_file))
+        overrides = dict(zip(self.overrides[::2], self.overrides[1::2], strict=True))
+        start = overrides.pop("MODEL.WEIGHTS", "")
+        if Path(start).is_file():
+            start = sha256_of(start)  # a classifier is trained anew when its Mask R-CNN changes
+        decisive = {key: value for key, value in overrides.items() if key not in ("MODEL.DEVICE", _FREE)}
+        return [self.kind, self.model.name, self.seed, recipe, decisive, start]
 
 
 @dataclass(frozen=True)
@@ -171,6 +183,8 @@ class Plan:
 
     Args:
         settings: of each kind of run, by name: what all runs in one output folder must share.
+        given: what is known of Mask R-CNNs that classifiers start from and that are not trained here: in what their
+            training was not the paper's, as sentences.
     """
 
     options: Options
@@ -179,13 +193,17 @@ class Plan:
     lesions: LesionSet | None
     classes: ClassSet | None
     settings: dict[str, dict[str, Any]] = field(default_factory=dict)
+    given: tuple[str, ...] = ()
 
     def departures(self, kind: str) -> list[str]:
-        """In what a table will not be the paper's experiment, as sentences."""
+        """In what a table will not be the paper's experiment, as sentences; a classifier's include those of its Mask
+        R-CNN."""
         found = self.options.departures(kind)
-        if self.lesions is not None and SEGMENTATION in self.settings:
-            found += self.lesions.departures
-        return found + (self.classes.departures if kind == CLASSIFICATION else [])
+        if kind == SEGMENTATION:
+            return found + self.lesions.departures
+        own = SEGMENTATION in self.settings and self.options.weights_dir is None
+        of_detectors = self.departures(SEGMENTATION) if own else self.given
+        return list(dict.fromkeys([*found, *of_detectors, *self.classes.departures]))
 
 
 def make_plan(options: Options, tables: Sequence[int], lesions: LesionSet | None, classes: ClassSet | None) -> Plan:
@@ -201,7 +219,7 @@ def make_plan(options: Options, tables: Sequence[int], lesions: LesionSet | None
         raise UserError("Table 2 trains on lesion masks: give --cncb the folder of CNCB's slices and masks.")
     if 3 in tables and classes is None:
         raise UserError("Table 3 trains on slices with a class: give --covidx the folder of COVIDx-CT.")
-    runs, preparations, settings = [], [], {}
+    runs, preparations, settings, given = [], [], {}, ()
     if lesions is not None and (2 in tables or options.weights_dir is None):
         preparations.append(_prepare_lesions(options, lesions))
         runs += [_segmentation_run(options, lesions, model, seed) for model in options.models for seed in options.seeds]
@@ -226,6 +244,7 @@ def make_plan(options: Options, tables: Sequence[int], lesions: LesionSet | None
                 "--weights-dir, or other --models and --seeds."
             )
         runs += [_classification_run(options, classes, *pair, path) for pair, path in detectors.items()]
+        given = _departures_of_given(options, detectors.values())
         settings[CLASSIFICATION] = {
             "recipe": options.recipe,
             "classifier epochs": options.classifier_epochs,
@@ -234,7 +253,7 @@ def make_plan(options: Options, tables: Sequence[int], lesions: LesionSet | None
             "subset": classes.subset,
             "lists": classes.fingerprint,
         }
-    return Plan(options, preparations, runs, lesions, classes, settings)
+    return Plan(options, preparations, runs, lesions, classes, settings, given)
 
 
 def command_of(job: Preparation | Run, checkout: Path, progress: bool = False) -> list[str]:
@@ -331,6 +350,15 @@ def _detector(options: Options, model: TableModel, seed: int, trained_here: bool
         return own if trained_here or own.is_file() else None
     names = (f"{SEGMENTATION}/{model.name}/seed_{seed}/{FINAL}", f"{model.name}/{FINAL}", f"{model.name}.pth")
     return next((path for name in names if (path := options.weights_dir / name).is_file()), None)
+
+
+def _departures_of_given(options: Options, detectors: Iterable[Path]) -> tuple[str, ...]:
+    folder = options.weights_dir or options.output
+    of_tables = all(path.is_relative_to(folder / SEGMENTATION) for path in detectors)
+    known = known_departures(folder, SEGMENTATION) if of_tables else None
+    if known is None:
+        return (f"how the Mask R-CNNs in {folder} were trained is not known here",)
+    return tuple(f"the Mask R-CNNs of an earlier command: {line}" for line in known)
 
 
 def earlier_runs(plan: Plan) -> list[Run]:

@@ -1,41 +1,35 @@
 """Does what a plan says, once; a run that fails costs no other its row."""
 
 import codecs
-import hashlib
-import json
+import contextlib
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from ..data.files import write_json
+from ..engine.children import stop
+from ..engine.folder_lock import held_in_turn, is_held
 from ..engine.steps import Steps
 from ..errors import UserError
 from .plan import Plan, Preparation, Run, command_of
+from .settings import check_settings, note_settings
 
-STATE, SETTINGS = ".steps.json", "settings.json"
+STATE = ".steps.json"
 EDITION = "1"
 """Raised when finished runs no longer serve. A new version of d2_covid alone costs nobody weeks of training."""
 _TAIL = 4000
 
 
-def check_settings(plan: Plan) -> None:
-    """Refuse an output folder whose runs were made with other settings: a table has one recipe and one set of data.
-
-    Raises:
-        UserError: names the first setting that differs, and both values.
-    """
-    known = _read_json(plan.options.output / SETTINGS)
-    for kind, settings in plan.settings.items():
-        for name, value in settings.items():
-            before = known.get(kind, {}).get(name, value)
-            if before != value:
-                raise UserError(
-                    f"The {kind} runs in {plan.options.output} have {name} {before!r}, and now it is {value!r}; give "
-                    "another --output, or the same settings."
-                )
+def waiting_runs(plan: Plan) -> list[Run]:
+    """The runs that :func:`carry_out` would do; those of classifiers whose Mask R-CNN it would train are among them."""
+    steps = Steps(plan.options.output / STATE, 0, edition=EDITION)
+    waiting: list[Run] = []
+    for run in plan.runs:
+        anew = run.detector in {other.final for other in waiting}
+        if anew or not steps.is_done(run.name, run.inputs(), run.outputs):
+            waiting.append(run)
+    return waiting
 
 
 def carry_out(
@@ -49,6 +43,8 @@ def carry_out(
     execute: Callable[[Sequence[str], Path, Mapping[str, str]], None] | None = None,
 ) -> dict[Run, str]:
     """Prepare the data, then do every run that is not done, in order.
+
+    Other commands may be at work in the same output folder: a run that one of them is training is left to it.
 
     Args:
         checkout: folder that holds ``tools/`` and ``datasets/``.
@@ -65,10 +61,9 @@ def carry_out(
     Raises:
         UserError: data could not be prepared, or the output folder holds runs of other settings.
     """
-    check_settings(plan)
     output = plan.options.output
-    known = _read_json(output / SETTINGS)
-    write_json(output / SETTINGS, known | plan.settings)
+    check_settings(output, plan.settings)
+    note_settings(output, plan.settings, {kind: plan.departures(kind) for kind in plan.settings})
     steps = Steps(output / STATE, len(plan.preparations) + len(plan.runs), say, machine, EDITION)
     environment = {**os.environ, "PYTHONWARNINGS": "ignore", "DETECTRON2_DATASETS": str(plan.options.data.resolve())}
     progress = sys.stderr.isatty()
@@ -76,12 +71,17 @@ def carry_out(
     def do(job: Preparation | Run, log: str) -> None:
         (execute or run_logged)(command_of(job, checkout, progress), output / "logs" / log, environment)
 
-    for job in plan.preparations:
-        log = f"{Path(job.script).stem}.log"
-        steps.run(job.name, job.inputs, job.outputs, None, lambda resume, job=job, log=log: do(job, log))
+    plan.options.data.mkdir(exist_ok=True)
+    with held_in_turn(plan.options.data, lambda: say("Another command prepares the data here; waiting for it.")):
+        for job in plan.preparations:
+            log = f"{Path(job.script).stem}.log"
+            steps.run(job.name, job.inputs, job.outputs, None, lambda resume, job=job, log=log: do(job, log))
 
     failures: dict[Run, str] = {}
     for run in plan.runs:
+        if is_held(run.folder):
+            steps.leave_out(run.name, "another command is training it, and is left to do so")
+            continue
 
         def work(resume: bool, run: Run = run) -> None:
             if run.detector is not None and not run.detector.is_file():
@@ -91,8 +91,7 @@ def carry_out(
             do(run, f"{run.kind}_{run.model.name}_seed_{run.seed}.log")
 
         try:
-            inputs = [*run.inputs(), _digest(run.detector)]
-            steps.run(run.name, inputs, [run.final, run.results], seconds.get(run), work)
+            steps.run(run.name, run.inputs(), run.outputs, seconds.get(run), work)
         except UserError as error:
             failures[run] = str(error)
             say(f"    FAILED: {error}")
@@ -103,22 +102,28 @@ def carry_out(
 def run_logged(command: Sequence[str], log: Path, environment: Mapping[str, str]) -> None:
     """Run a Python script with this interpreter. Its stdout goes to ``log``, its stderr to ours and to ``log``.
 
+    What interrupts this ends the script, which gets time to save where it stands.
+
     Raises:
         UserError: it failed; the message has its last line and the log.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     tail, decoder = b"", codecs.getincrementaldecoder("utf-8")("replace")
     with open(log, "ab") as file:
-        process = subprocess.Popen([sys.executable, *command], stdout=file, stderr=subprocess.PIPE, env=environment)
+        process = subprocess.Popen(
+            [sys.executable, *command], stdout=file, stderr=subprocess.PIPE, env=environment, start_new_session=True
+        )
         try:
             while chunk := os.read(process.stderr.fileno(), 65536):
                 sys.stderr.write(decoder.decode(chunk))
                 sys.stderr.flush()
                 tail = (tail + chunk)[-_TAIL:]
             status = process.wait()
-        except BaseException:
-            process.terminate()
-            process.wait()
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt):
+                with contextlib.suppress(OSError):  # the terminal may be gone
+                    print("\nEnding what runs, which may save first; a second Ctrl-C ends it at once.", file=sys.stderr)
+            stop([process])
             raise
         file.write(tail)
     if status:
@@ -137,23 +142,3 @@ def set_aside(folder: Path) -> Path | None:
         number += 1
     folder.rename(aside)
     return aside
-
-
-def _digest(path: Path | None) -> str | None:
-    """SHA-256 of a file, None where there is none: a classifier is trained anew when its Mask R-CNN changes."""
-    if path is None or not path.is_file():
-        return None
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{path} is damaged; give another --output, or restore it.") from error

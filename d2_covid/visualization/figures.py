@@ -116,7 +116,7 @@ def figure_2(
     for (detections, scores, truth, classes), item, score_map in zip(grid, slices, maps, strict=True):
         number = shown_detections(item.instances.scores, top, threshold)
         detections.imshow(draw_instances(item.image, item.instances.select(np.arange(number)), class_names))
-        detections.set_xlabel(f"{item.name}: {number} of {len(item.instances)} detections", size="small", loc="left")
+        detections.set_xlabel(f"{item.name}\n{number} of {len(item.instances)} detections", size="small", loc="left")
         picture = _draw_map(scores, score_map, item.instances.boxes[:number], limit) or picture
         _draw_truth(truth, item)
         write_classes(classes, item.true_class, item.image_logits, image_classes)

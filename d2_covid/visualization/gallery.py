@@ -90,10 +90,18 @@ def read_predictions(
         raise UserError(f"Cannot read {path}: {error.strerror or error}.") from error
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} holds no predictions; give an evaluation's coco_instances_results.json.") from error
-    strange = set(by_slice) - {record["image_id"] for record in records}
+    sizes = {record["image_id"]: (record["height"], record["width"]) for record in records}
+    strange = set(by_slice) - set(sizes)
     if strange or categories - set(class_of):
         what = f"slice {sorted(strange, key=str)[0]}" if strange else f"category {min(categories - set(class_of))}"
         raise UserError(f"{path} has predictions for {what}, which the dataset lacks; name the dataset it was made on.")
+    for result in results:
+        mask, size = result.get("segmentation"), sizes[result["image_id"]]
+        if isinstance(mask, Mapping) and tuple(mask.get("size", size)) != size:
+            raise UserError(
+                f"{path} has a mask of {' x '.join(map(str, mask['size']))} pixels for slice {result['image_id']}, "
+                f"which has {size[0]} x {size[1]} in the dataset; name the dataset it was made on."
+            )
     return lambda record, image: from_coco_results(by_slice[record["image_id"]], *image.shape, class_of)
 
 

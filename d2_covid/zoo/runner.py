@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data.files import sha256_of
+from ..engine.children import stop
 from ..engine.run_record import now
 from ..errors import UserError
 from .data import read_facts
@@ -25,7 +26,6 @@ from .records import FAILED, FINISHED, NOT_FINISHED, read_record, row_facts, run
 
 RUNNING = "running"
 _POLL = 0.2
-_GRACE = 30.0  # an update of a large batch on one thread, and a checkpoint
 
 Say = Callable[[str], None]
 
@@ -140,7 +140,7 @@ class Runner:
                     time.sleep(_POLL)
         finally:
             interrupted = sys.exc_info()[0] is not None
-            _stop([job.process for job in active])
+            stop([job.process for job in active])
             for job in active:
                 why = "interrupted" if interrupted else f"time limit of {self.machine.time_limit:g} s"
                 ends[job.row.name] = self._end(job, f"{NOT_FINISHED}: {why}")
@@ -243,22 +243,6 @@ def _held(row: Row, made: set[str], ends: Mapping[str, str]) -> str | None:
     if end is None or end == FINISHED:
         return None if end is None else ""
     return f"not started: {row.needs} is {end.split(':')[0]}"
-
-
-def _stop(processes: Sequence[subprocess.Popen]) -> None:
-    """End processes and what they have started: asked first, then made to."""
-    for how, wait in ((signal.SIGTERM, _GRACE), (signal.SIGKILL, _GRACE)):
-        for process in processes:
-            try:
-                os.killpg(process.pid, how)
-            except ProcessLookupError:
-                pass
-        limit = time.monotonic() + wait
-        for process in processes:
-            try:
-                process.wait(max(0.0, limit - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                pass
 
 
 def _reason(job: _Job, status: int) -> str:

@@ -93,12 +93,25 @@ def test_a_segmentation_checkpoint_becomes_an_evaluated_classifier(config, detec
     assert not any("running" in n for n in changed)
     assert any("conv1.norm" in n for n in changed) == train_norm
     assert (tmp_path / "run" / "ranked_cache").is_dir() != train_norm
+    # Without intervals (TEST.BOOTSTRAP is 0 here), there is a page all the same.
+    assert (tmp_path / "run" / "inference" / "classifier_test" / "classification.html").is_file()
 
     # The checkpoint is that of the whole model: the detector runs again, and the numbers are the same.
     cfg = config("MODEL.WEIGHTS", tmp_path / "run" / "model_final.pth", "OUTPUT_DIR", tmp_path / "evaluation")
     again = run_evaluation(cfg)
     for name in ("image/accuracy", "image/brier"):
         assert again[name] == pytest.approx(numbers[name], abs=1e-6)
+
+
+def test_classes_in_another_order_are_not_evaluated(config, slices, detector, tmp_path):
+    Trainer(config("MODEL.WEIGHTS", detector, "MODEL.CLASSIFIER.TRAIN_NORM", False)).train()
+    register_slices("classifier_reversed", slices / "test.csv", slices, ["yes", "no"])
+    cfg = config("MODEL.WEIGHTS", tmp_path / "run" / "model_final.pth", "DATASETS.TEST", "('classifier_reversed',)")
+    try:
+        with pytest.raises(UserError, match="classifier_reversed has the image classes yes, no, .* trained on no, yes"):
+            run_evaluation(cfg)
+    finally:
+        DatasetCatalog.remove("classifier_reversed")
 
 
 @pytest.mark.parametrize("train_norm", [True, False])

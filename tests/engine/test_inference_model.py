@@ -90,7 +90,7 @@ def test_evaluation_is_the_same_either_way_and_leaves_the_model_alone(tiny, refe
         model = build_model(cfg)
         model.load_state_dict(reference_weights)
         model.train()
-        results.append(evaluation.flat_numbers(evaluation.evaluate(cfg, task_of(cfg), model, bootstrap=0)))
+        results.append(evaluation.flat_numbers(evaluation.evaluate(cfg, task_of(cfg), model, final=False)))
         assert model.training
         assert all(torch.equal(value, reference_weights[name]) for name, value in model.state_dict().items())
     assert used == [FastRCNN, type(model)]

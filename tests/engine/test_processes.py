@@ -8,6 +8,7 @@ from d2_covid.engine.evaluation import validation_losses
 from d2_covid.engine.tasks import task_of
 from d2_covid.engine.trainer import Trainer
 from d2_covid.engine.weights import load_weights
+from d2_covid.errors import UserError
 
 import pytest
 import torch
@@ -30,6 +31,12 @@ def in_processes(count: int, store, work) -> None:
     for started in processes:
         started.join(120)
     assert [started.exitcode for started in processes] == [0] * count
+
+
+def test_a_batch_that_the_processes_cannot_share_is_refused_before_anything_else(tiny, monkeypatch):
+    monkeypatch.setattr(comm, "get_world_size", lambda: 4)
+    with pytest.raises(UserError, match="SOLVER.IMS_PER_BATCH 2 can't be shared evenly by 4 processes"):
+        Trainer(tiny("DATASETS.TRAIN", "('nowhere',)"))
 
 
 @pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="PyTorch was built without gloo")

@@ -1,7 +1,7 @@
 """From passes over the data to iterations."""
 
 from d2_covid import get_config
-from d2_covid.engine.schedule import resolve_schedule
+from d2_covid.engine.schedule import resolve_schedule, scale_to_processes
 from d2_covid.errors import UserError
 
 import pytest
@@ -52,6 +52,27 @@ def test_result_is_frozen_the_argument_untouched_and_twice_is_once():
     once = resolve_schedule(cfg, 100)
     assert once.is_frozen() and cfg.dump() == before
     assert resolve_schedule(once, 100).dump() == once.dump()
+
+
+def test_a_reference_scales_batch_and_rate_to_the_processes():
+    opts = ["SOLVER.IMS_PER_BATCH", "1", "SOLVER.BASE_LR", "0.001"]
+    cfg = get_config(None, opts)
+    assert scale_to_processes(cfg, 1) is cfg
+    solver = scale_to_processes(get_config(None, [*opts, "SOLVER.REFERENCE_WORLD_SIZE", "1"]), 4).SOLVER
+    assert (solver.IMS_PER_BATCH, solver.BASE_LR, solver.MAX_ITER) == (4, 0.004, 10_000)
+
+
+@pytest.mark.parametrize(
+    ("opts", "message"),
+    [
+        (["SOLVER.IMS_PER_BATCH", "1"], "IMS_PER_BATCH 1 can't be shared evenly by 4 .* multiple of 4, .*BASE_LR"),
+        (["SOLVER.IMS_PER_BATCH", "3", "SOLVER.REFERENCE_WORLD_SIZE", "2"], "REFERENCE_WORLD_SIZE 2 .*BATCH 3 evenly"),
+        (["SOLVER.REFERENCE_WORLD_SIZE", "-1"], "REFERENCE_WORLD_SIZE -1"),
+    ],
+)
+def test_batches_that_processes_cannot_share(opts, message):
+    with pytest.raises(UserError, match=message):
+        scale_to_processes(get_config(None, opts), 4)
 
 
 @pytest.mark.parametrize(

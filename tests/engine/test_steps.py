@@ -1,6 +1,8 @@
 """Steps are done once, again when their inputs change, and told when they may go on."""
 
 import json
+import subprocess
+import time
 
 from d2_covid.engine.steps import Steps, about, run_script
 from d2_covid.errors import UserError
@@ -53,6 +55,19 @@ def test_a_step_that_makes_nothing_is_an_error(tmp_path):
         one_step(tmp_path, 1, work=lambda resume: None)
 
 
+def test_processes_that_share_a_state_file_keep_each_others_steps(tmp_path):
+    ours, theirs = (Steps(tmp_path / "state.json", total=2, say=lambda line: None) for _ in range(2))
+    product = tmp_path / "product"
+
+    def meanwhile(resume):
+        theirs.run("baking", 1, [], None, lambda resume: product.touch())
+
+    ours.run("cooking", 1, [product], None, meanwhile)
+    for steps in (ours, theirs):
+        assert steps.is_done("cooking", 1, [product]) and steps.is_done("baking", 1, [])
+        assert not steps.is_done("cooking", 2, [product]) and not steps.is_done("cooking", 1, [tmp_path / "other"])
+
+
 def test_a_damaged_state_file_is_named(tmp_path):
     (tmp_path / "state.json").write_text('{"cook')
     with pytest.raises(UserError, match="state.json is damaged"):
@@ -68,6 +83,29 @@ def test_scripts_run_with_their_output_in_a_log_and_failures_are_told(tmp_path, 
     assert (tmp_path / "logs" / "log.txt").read_text().split() == ["quiet", "quiet"]
     out, err = capfd.readouterr()
     assert out == "" and err.split() == ["loud", "loud"]
+
+
+def test_a_script_that_is_interrupted_may_save_first(tmp_path, monkeypatch):
+    script, ready, saved = (tmp_path / name for name in ("script.py", "ready", "saved"))
+    script.write_text(
+        "import pathlib, signal, sys, time\nready, saved = map(pathlib.Path, sys.argv[1:])\n"
+        "def asked(*_):\n    time.sleep(0.5)\n    saved.touch()\n    sys.exit(130)\n"
+        "signal.signal(signal.SIGTERM, asked)\nready.touch()\ntime.sleep(60)\n"
+    )
+    wait, calls = subprocess.Popen.wait, []
+
+    def interrupted(self, timeout=None):
+        calls.append(timeout)
+        while len(calls) == 1:
+            if ready.exists():
+                raise KeyboardInterrupt
+            time.sleep(0.01)
+        return wait(self, timeout)
+
+    monkeypatch.setattr(subprocess.Popen, "wait", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_script([script, ready, saved], tmp_path / "log.txt")
+    assert saved.exists()
 
 
 @pytest.mark.parametrize(("seconds", "words"), [(5, "about 5 s"), (89, "about 89 s"), (100, "about 2 min")])

@@ -95,7 +95,9 @@ def test_stopped_and_resumed(when, count, last, number, tiny, tmp_path, referenc
     name = "model_final.pth" if last == 5 else f"model_{last:07d}.pth"
     assert [path.name for path in sorted(folder.glob("model_[0-9f]*.pth"))] == [name]
     assert read_checkpoint(folder / name)["iteration"] == last
-    assert json.loads((folder / "run.json").read_text())["status"] == "interrupted"
+    record = json.loads((folder / "run.json").read_text())
+    assert record["status"] == "interrupted" and record["iterations"] == last + 1
+    assert record["sessions"][-1]["last_iteration"] == last
     Trainer(tiny(*opts), resume=True).train()
     assert_same_tensors(weights(folder), weights(reference))
     assert json.loads((folder / "run.json").read_text())["status"] == "finished"

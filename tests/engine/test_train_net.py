@@ -88,6 +88,9 @@ def test_resume_without_a_checkpoint_starts(command, tmp_path):
         (("--eval-only",), ["DATASETS.TEST", "()", "MODEL.WEIGHTS", "x.pth"], "no dataset to evaluate on"),
         (("--eval-only", "--resume"), [], "has no checkpoint to evaluate"),
         (("--num-gpus", "64"), [], "--num-gpus 64, but PyTorch finds"),
+        ((), ["MODEL.DEVICE", "gpu"], "can't compute on device 'gpu' here; use MODEL.DEVICE cuda or cpu"),
+        ((), ["VIS_PERIOD", "5"], "VIS_PERIOD 5 does nothing in d2_covid"),
+        (("--eval-only",), ["TEST.AUG.ENABLED", "True"], "TEST.AUG.ENABLED True does nothing in d2_covid"),
     ],
 )
 def test_bad_input_is_one_line_and_status_two(flags, opts, message, command, tmp_path, monkeypatch, capsys):
@@ -96,6 +99,33 @@ def test_bad_input_is_one_line_and_status_two(flags, opts, message, command, tmp
     shown = capsys.readouterr().err.strip().splitlines()
     assert len(shown) == 1 and shown[0].startswith("error: ") and message in shown[0], shown
     assert not list(tmp_path.glob("**/*.pth"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "opts", "message"),
+    [
+        ((), ["MODEL.DEVICE", "cuda", "SOLVER.IMS_PER_BATCH", "1"], "IMS_PER_BATCH 1 can't be shared evenly by 4"),
+        ((), ["MODEL.DEVICE", "cuda:1"], "MODEL.DEVICE is cuda:1, but each of several processes has a GPU"),
+        ((), ["SOLVER.NOPE", "1"], "Non-existent key: SOLVER.NOPE"),
+        (("--eval-only",), ["MODEL.DEVICE", "cuda", "SOLVER.IMS_PER_BATCH", "1"], ""),
+    ],
+)
+def test_what_every_process_would_refuse_is_said_once(flags, opts, message, load_tool, monkeypatch, capsys):
+    tool, launched = load_tool("train_net"), []
+    monkeypatch.setattr(tool.torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(tool, "launch", lambda *_, **__: launched.append(True))
+    argv = ["--config-file", "segmentation/mask_rcnn_R_18_T2_FPN.yaml", "--num-gpus", "4", *flags, *opts]
+    assert run_command(lambda: tool.main(argv)) == (2 if message else 0)
+    said = capsys.readouterr().err.splitlines()
+    assert len(launched) == (not message)
+    assert len(said) == bool(message) and all(message in line for line in said)
+
+
+def test_the_help_resumes_with_options_before_overrides(load_tool):
+    tool = load_tool("train_net")
+    (line,) = (line for line in tool.__doc__.splitlines() if "--resume" in line)
+    args = tool.build_parser().parse_args(line.split()[2:])
+    assert args.resume and args.opts == ["OUTPUT_DIR", "output/r18_t1"]
 
 
 def test_missing_config(command, capsys):

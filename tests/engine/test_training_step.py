@@ -48,6 +48,19 @@ def test_a_loss_that_is_not_finite_changes_nothing(device, value):
     assert model.weight.item() == 2
 
 
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="no second GPU")
+def test_the_numbers_of_a_gpu_that_is_not_the_current_one_are_waited_for():
+    class Slow(Toy):
+        def forward(self, batch):
+            with torch.cuda.device(1):
+                torch.cuda._sleep(10**8)
+            return super().forward(batch)
+
+    assert torch.cuda.current_device() == 0
+    losses, others = step(Slow().to("cuda:1"), [1.0, 0.5], "cuda")
+    assert losses == {"loss_0": 4.0, "loss_1": 2.0} and others == {"toy/share": 0.5}
+
+
 def test_gradients_of_an_earlier_step_are_gone():
     model = Toy()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)

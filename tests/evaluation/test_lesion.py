@@ -193,16 +193,22 @@ def test_box_task_keeps_no_masks(register, two_patients, tmp_path):
     assert "segmentation" not in (tmp_path / "coco_instances_results.json").read_text()
 
 
-def test_two_classes_have_figures_by_class(register, lesions):
+def test_two_classes_have_figures_by_class(register, lesions, tmp_path):
     dicts = [lesions.truth(1, [BOX, (1, 60, 60, 50, 50)], "a"), lesions.truth(2, [BOX], "b")]
     outputs = {1: instances([(0, 0.9, *BOX[1:])]), 2: instances([(0, 0.9, *BOX[1:])])}
-    results = run(LesionEvaluator(register(dicts, ("GGO", "consolidation")), bootstrap=10), outputs)
+    name = register(dicts, ("GGO", "consolidation"))
+    results = run(LesionEvaluator(name, bootstrap=10, output_dir=tmp_path), outputs)
     for task in ("bbox", "segm"):
         assert results[task]["AP-GGO"] == pytest.approx(100) and results[task]["AP-consolidation"] == 0
         assert results[task]["AP"] == pytest.approx(50)
     # Of consolidation: slice 1 missed it, slice 2 rightly has none.
     assert results["paper_ap"]["AP-consolidation"] == 50 and results["paper_ap"]["AP50-GGO"] == 100
     assert results["union"]["dice-GGO"] == 1 and results["union"]["dice-consolidation"] == 0
+    notes = {name: one["note"] for name, one in json.loads((tmp_path / "results.json").read_text())["metrics"].items()}
+    for task in ("bbox", "segm"):
+        assert notes[f"{task}/AP"].endswith("without ground truth: 0; each of their detections is a false positive.")
+        assert "without ground truth of GGO: 0; each of their detections of that class" in notes[f"{task}/AP-GGO"]
+        assert "without ground truth of consolidation: 1; " in notes[f"{task}/AP-consolidation"]
 
 
 def test_category_ids_of_the_json_are_written_and_understood(register, two_patients, tmp_path):

@@ -96,6 +96,19 @@ def test_graphs_of_several_shapes_do_not_mix(model):
             assert_near(fast(records), graphed(records), 5e-4)
 
 
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="no second GPU")
+@pytest.mark.parametrize("model", MODELS[:1], indirect=True)
+def test_graphs_on_a_gpu_that_is_not_the_current_one(model):
+    model.to("cuda:1")
+    batches = [make_slices((size, size)) for size in (64, 96, 64)]
+    expected = [for_inference(model)(records) for records in batches]
+    graphed = for_inference(model, cuda_graph=True)
+    assert torch.cuda.current_device() == 0
+    for records, wanted in zip(batches, expected, strict=True):
+        assert_near(wanted, graphed(records), 5e-4)
+    assert torch.cuda.current_device() == 0
+
+
 @pytest.mark.parametrize("model", MODELS[:2], indirect=True)
 def test_the_copy_on_a_processor_agrees(model):
     records = make_slices((96, 96), (96, 96))

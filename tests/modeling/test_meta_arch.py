@@ -8,6 +8,7 @@ from d2_covid.modeling import count_parameters
 import pytest
 import torch
 from detectron2.modeling import build_model
+from detectron2.structures import Boxes, Instances
 
 SEGMENTATION = "segmentation/mask_rcnn_R_18_T2_FPN.yaml"
 
@@ -121,6 +122,42 @@ def test_training_lowers_the_loss(tiny_model, slices, loss, features, num_classe
         losses[-1].backward()
         optimizer.step()
     assert losses[-1] < losses[0]
+
+
+def test_rows_under_mixed_precision_are_those_of_single_precision(tiny_model):
+    heads = tiny_model("MODEL.ROI_HEADS.NUM_CLASSES", "2").roi_heads
+    generator = torch.Generator().manual_seed(5)
+    features = torch.randn(30, 8, generator=generator).bfloat16().float()  # as the box head gives them in either mode
+    corner = torch.rand(30, 2, generator=generator) * 30
+    proposals = Instances((64, 64), proposal_boxes=Boxes(torch.cat((corner, corner + 20), 1)))
+    heads.box_features = lambda *_: features
+    heads.box_predictor.cls_score.bias.data[:-1] += 6  # sure of itself: scores close to 1
+    rows = {}
+    for mixed in (False, True):
+        with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=mixed):
+            rows[mixed] = heads.rank(heads.predict({}, [proposals]), [proposals]).rows
+    assert rows[True].dtype == torch.float32 and rows[False][0, 0, 0] > 0.99
+    assert torch.allclose(rows[True], rows[False], atol=1e-6)
+
+
+@pytest.mark.parametrize("train_norm", ["True", "False"])
+def test_training_in_mixed_precision(tiny_model, slices, train_norm):
+    model = tiny_model("MODEL.CLASSIFIER.TRAIN_NORM", train_norm).train()
+    exact = model(slices)["loss_image"]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = model(slices)["loss_image"]
+    loss.backward()
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    assert all(p.grad is not None and p.grad.isfinite().all() and p.grad.dtype == torch.float32 for p in trained)
+    assert loss.dtype == torch.float32 and loss.item() == pytest.approx(exact.item(), rel=0.05)
+
+
+def test_module_s_reads_rows_in_single_precision(tiny_model):
+    heads = tiny_model().roi_heads
+    rows, classes = 1 - torch.rand(2, 16, 5) / 256, torch.tensor([0, 1])
+    exact = heads.image_losses(rows, classes)["loss_image"]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(heads.image_losses(rows, classes)["loss_image"], exact)
 
 
 # --- freezing --------------------------------------------------------------------------------------------------------

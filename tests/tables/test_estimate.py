@@ -1,6 +1,7 @@
 """Times and sizes that are said before the runs start."""
 
 import dataclasses
+from concurrent.futures import Future
 from pathlib import Path
 
 from d2_covid.engine.steps import about
@@ -52,12 +53,38 @@ def test_a_run_is_timed_once_for_all_seeds_and_one_that_can_not_be_costs_no_othe
 
     monkeypatch.setattr(estimate, "measure_speed", measure)
     runs = [run_of(seed=0), run_of(seed=1), run_of(CLASSIFICATION)]
-    found = costs(runs)
+    found = costs(runs, on_gpu=False)
     assert timed == ["GeneralizedRCNN", "CovidCTMaskNet"]
     assert found[runs[0]] == found[runs[1]] and found[runs[2]].seconds is None
     assert "could not be timed: out of memory" in caplog.text and "and more" not in caplog.text
     assert "unknown" in total_words(found)[2] and "65000 iterations  about 1.5 days" in total_words(found)[0]
     assert paper_minutes(runs) == 2 * 126.9 + 113.66
+
+
+def test_on_a_gpu_another_process_takes_the_memory(monkeypatch):
+    calls, ended = [], []
+
+    class Pool:
+        def __init__(self, workers, mp_context):
+            assert workers == 1 and mp_context.get_start_method() == "spawn"
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            ended.append(True)
+
+        def submit(self, function, *arguments):
+            calls.append(function)
+            answer = Future()
+            answer.set_result(SPEED if function is estimate.measure_speed else function(*arguments))
+            return answer
+
+    monkeypatch.setattr(estimate, "ProcessPoolExecutor", Pool)
+    run = run_of()
+    assert costs([run], on_gpu=True)[run].seconds == 65_100 * 2.0 - 200 + 2 * 100 * 0.5
+    assert calls == [Run.config, estimate.measure_speed] and ended == [True]
+    assert costs([], on_gpu=True) == {} and ended == [True]  # nothing to time starts nothing
 
 
 def test_the_fastest_of_a_few_calls_counts(monkeypatch):

@@ -2,6 +2,9 @@
 
 import csv
 import json
+import os
+import signal
+import time
 
 from d2_covid.errors import UserError
 from d2_covid.tables import estimate
@@ -60,7 +63,8 @@ def test_both_tables_on_phantoms(tool, quick, tmp_path, capsys, monkeypatch):
     final = output / "segmentation" / "R18-T2" / "seed_0" / "model_final.pth"
     before = final.stat().st_mtime_ns
     assert tool.main(command) == 0
-    assert capsys.readouterr().out.count("done before") == 4 and final.stat().st_mtime_ns == before
+    said = capsys.readouterr().out
+    assert "0 trainings: " in said and said.count("done before") == 4 and final.stat().st_mtime_ns == before
     alone = ["--table", "3", "--output", str(output), "--models", "R18-T2", "--seeds", "0", *quick[4:]]
     assert tool.main(alone) == 0
     assert capsys.readouterr().out.count("done before") == 2
@@ -100,11 +104,22 @@ def test_what_is_missing_is_one_sentence(tool, phantoms, tmp_path, arguments, sa
 
 
 def test_the_quick_check_makes_phantoms_in_both_layouts(tool, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(tool, "costs", lambda runs: {})  # what a run costs is asked above
+    monkeypatch.setattr(tool, "costs", lambda runs, on_gpu: {})  # what a run costs is asked above
     assert tool.main(["--quick-check", "--dry-run", "--output", str(tmp_path)]) == 0
     said = capsys.readouterr().out
     assert "the data are phantoms, generated pictures" in said and said.count("train_net.py") == 2
     assert (tmp_path / "phantoms" / "covidx_ct" / "train_COVIDx-CT.txt").is_file()
+
+
+def test_a_signal_that_ends_the_command_interrupts_it(tool, quick, tmp_path, monkeypatch):
+    def killed(*_, **__):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(1)
+
+    monkeypatch.setattr(tool, "costs", lambda runs, on_gpu: {})
+    monkeypatch.setattr(tool, "carry_out", killed)
+    with pytest.raises(KeyboardInterrupt):
+        tool.main(["--table", "2", "--output", str(tmp_path / "out"), "--models", "R18-T2", *quick])
 
 
 def test_a_disk_that_is_too_small_is_told_before(tool, quick, tmp_path, monkeypatch):

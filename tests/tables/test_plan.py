@@ -1,11 +1,13 @@
 """Plans: which runs, with which commands; what can't be planned is refused in a sentence."""
 
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 from d2_covid.errors import UserError
 from d2_covid.tables.models import CLASSIFICATION, MODELS, SEGMENTATION, choose_models
 from d2_covid.tables.plan import Options, earlier_runs, make_plan, printed
+from d2_covid.tables.settings import note_settings
 from d2_covid.tables.sources import ClassSet, LesionSet
 
 import pytest
@@ -114,6 +116,52 @@ def test_departures_from_the_paper_are_told(tmp_path):
     assert "epochs of each classifier: 4, set by --classifier-epochs" in classification
     assert any("6 training slices with a class, not 3000" in line for line in classification)
     assert any(line.startswith("1 control, 1 common pneumonia, 1 COVID-19 test slices") for line in classification)
+
+
+def test_a_classifiers_table_tells_how_its_mask_r_cnns_were_trained(tmp_path):
+    def finished(output, chosen):
+        plan = make_plan(chosen, [2], LESIONS, None)
+        note_settings(output, plan.settings, {SEGMENTATION: plan.departures(SEGMENTATION)})
+        (run,) = plan.runs
+        run.final.parent.mkdir(parents=True)
+        run.final.touch()
+
+    finished(tmp_path, options(tmp_path, epochs=3, phantoms=True))
+    earlier = make_plan(options(tmp_path), [3], None, CLASSES)
+    assert "the Mask R-CNNs of an earlier command: epochs of each Mask R-CNN: 3, set by --epochs" in earlier.departures(
+        CLASSIFICATION
+    )
+    given = make_plan(options(tmp_path / "new", weights_dir=tmp_path), [3], None, CLASSES)
+    assert any("earlier command: the data are phantoms" in line for line in given.departures(CLASSIFICATION))
+    (tmp_path / "zoo").mkdir()
+    (tmp_path / "zoo" / "R18-T1.pth").touch()
+    chosen = options(tmp_path / "other", weights_dir=tmp_path / "zoo", epochs=4)
+    unknown = make_plan(chosen, [2, 3], LESIONS, CLASSES)
+    said = unknown.departures(CLASSIFICATION)
+    assert f"how the Mask R-CNNs in {tmp_path / 'zoo'} were trained is not known here" in said
+    assert not any("epochs of each Mask R-CNN" in line or "with masks" in line for line in said)
+    assert any("epochs of each Mask R-CNN: 4" in line for line in unknown.departures(SEGMENTATION))
+
+
+def test_what_decides_a_run_is_what_its_config_says_and_no_path(tmp_path):
+    def inputs(text, base="SOLVER:\n  BASE_LR: 0.1\n", overrides=("SEED", "0"), folder="x"):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        (tmp_path / folder / "base.yaml").write_text(base)
+        (tmp_path / folder / "leaf.yaml").write_text(f"_BASE_: base.yaml\n{text}")
+        (run,) = make_plan(options(tmp_path), [2], LESIONS, None).runs
+        return replace(run, config_file=tmp_path / folder / "leaf.yaml", overrides=overrides).inputs()
+
+    plain = inputs("VERSION: 2\n")
+    assert plain == inputs("# a word\nVERSION: 2\n", folder="y")
+    free = ("MODEL.DEVICE", "cpu", "DATALOADER.NUM_WORKERS", "3")
+    assert plain == inputs("VERSION: 2\n", overrides=("SEED", "0", *free))
+    assert plain != inputs("VERSION: 2\n", base="SOLVER:\n  BASE_LR: 0.2\n")
+    assert plain != inputs("VERSION: 2\n", overrides=("SEED", "0", "SOLVER.EPOCHS", "2"))
+    start = [tmp_path / name for name in ("a.pth", "b.pth", "c.pth")]
+    for path, content in zip(start, "xxy", strict=True):
+        path.write_text(content)
+    one, same, other = (inputs("VERSION: 2\n", overrides=("MODEL.WEIGHTS", str(path))) for path in start)
+    assert one == same != other
 
 
 def test_runs_of_an_earlier_command_keep_their_rows(tmp_path):

@@ -3,20 +3,24 @@
 import os
 from pathlib import Path
 
-from d2_covid.engine import steps
+from d2_covid import config
+from d2_covid.engine.folder_lock import held
 from d2_covid.errors import UserError
+from d2_covid.tables import run as tables_run
 from d2_covid.tables.models import MODELS
 from d2_covid.tables.plan import Options, make_plan
-from d2_covid.tables.run import carry_out, check_settings, run_logged, set_aside
-from d2_covid.tables.sources import LesionSet
+from d2_covid.tables.run import carry_out, run_logged, set_aside, waiting_runs
+from d2_covid.tables.sources import ClassSet, LesionSet
 
 import pytest
 
 LESIONS = LesionSet(Path("ct/cncb"), ("--val-fraction", "0.2"), {"train": 8, "val": 2}, {"train": 4, "val": 1}, "aa")
+SLICES = {"train": [4, 4, 4], "test": [1, 1, 1]}
+CLASSES = ClassSet(Path("ct/x"), Path("ct/train.txt"), Path("ct/test.txt"), 6, SLICES, "bb")
 
 
-def plan_for(output, *names, **others):
-    return make_plan(Options(output, tuple(MODELS[name] for name in names), **others), [2], LESIONS, None)
+def plan_for(output, *names, tables=(2,), **others):
+    return make_plan(Options(output, tuple(MODELS[name] for name in names), **others), tables, LESIONS, CLASSES)
 
 
 class Scripts:
@@ -73,10 +77,53 @@ def test_an_interrupted_run_goes_on_in_its_folder(tmp_path):
 
 
 def test_a_new_version_of_the_program_costs_no_finished_run(tmp_path, monkeypatch):
-    do(plan := plan_for(tmp_path, "R18"), Scripts(plan))
-    monkeypatch.setattr(steps, "__version__", "99")
+    do(plan := plan_for(tmp_path, "R18", tables=(2, 3)), Scripts(plan))
+    before = config.add_covid_config
+
+    def with_a_new_key(cfg):
+        before(cfg)
+        cfg.MODEL.ROI_HEADS.SOMETHING_NEW, cfg.TEST.FAST = 0, not cfg.TEST.FAST
+
+    monkeypatch.setattr(config, "add_covid_config", with_a_new_key)
+    assert "SOMETHING_NEW" in plan.runs[0].config().MODEL.ROI_HEADS
     scripts = Scripts(plan)
-    assert do(plan, scripts) == {} and scripts.commands == []
+    assert waiting_runs(plan) == [] and do(plan, scripts) == {} and scripts.commands == []
+
+
+def test_a_folder_that_is_moved_or_named_otherwise_keeps_its_finished_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    do(plan := plan_for(Path("first"), "R18", tables=(2, 3)), Scripts(plan))
+    Path("first").rename("second")
+    for output in (tmp_path / "second", Path("second")):
+        plan = plan_for(output, "R18", tables=(2, 3))
+        assert waiting_runs(plan) == [] and do(plan, scripts := Scripts(plan)) == {} and scripts.commands == []
+
+
+def test_a_classifier_waits_for_its_mask_r_cnn_and_is_trained_anew_with_it(tmp_path):
+    plan = plan_for(tmp_path, "R18", tables=(2, 3))
+    detector, classifier = plan.runs
+    assert waiting_runs(plan) == [detector, classifier]
+    do(plan, Scripts(plan))
+    assert waiting_runs(plan) == []
+    detector.results.unlink()  # evaluated again, which may change the model
+    assert waiting_runs(plan) == [detector, classifier]
+    do(plan, Scripts(plan))
+    detector.final.write_text("another")
+    assert waiting_runs(plan) == [classifier]
+    do(plan, scripts := Scripts(plan))
+    assert len(scripts.commands) == 1 and classifier.folder.with_name("seed_0.before_1").is_dir()
+
+
+def test_a_run_that_another_command_is_training_is_left_to_it(tmp_path):
+    pytest.importorskip("fcntl", reason="this system knows no locks of folders")
+    plan, said = plan_for(tmp_path, "R18", "R34"), []
+    busy, free = plan.runs
+    busy.folder.mkdir(parents=True)
+    (busy.folder / "checkpoint").touch()
+    with held(busy.folder):
+        assert do(plan, Scripts(plan), said) == {}
+    assert f"2/3 {busy.name}: another command is training it, and is left to do so" in said
+    assert waiting_runs(plan) == [busy] and free.final.is_file() and (busy.folder / "checkpoint").is_file()
 
 
 def test_a_preparation_that_fails_ends_it(tmp_path):
@@ -86,15 +133,15 @@ def test_a_preparation_that_fails_ends_it(tmp_path):
     assert not plan.runs[0].folder.exists()
 
 
-def test_other_settings_are_refused_and_name_both_values(tmp_path):
+def test_other_settings_are_refused(tmp_path):
     do(plan := plan_for(tmp_path, "R18"), Scripts(plan))
-    check_settings(plan_for(tmp_path, "R34", seeds=(1, 2)))
-    check_settings(plan_for(tmp_path, "R18", device="cpu", overrides=("DATALOADER.NUM_WORKERS", "0")))
+    for same in (
+        plan_for(tmp_path, "R34", seeds=(1, 2)),
+        plan_for(tmp_path, "R18", device="cpu", overrides=("DATALOADER.NUM_WORKERS", "0")),
+    ):
+        do(same, Scripts(same))
     with pytest.raises(UserError, match="have epochs None, and now it is 3; give another --output"):
-        check_settings(plan_for(tmp_path, "R18", epochs=3))
-    (tmp_path / "settings.json").write_text("{")
-    with pytest.raises(UserError, match="settings.json is damaged"):
-        check_settings(plan)
+        do(plan_for(tmp_path, "R18", epochs=3), None)
 
 
 def test_nothing_is_thrown_away(tmp_path):
@@ -123,6 +170,31 @@ def test_scripts_are_logged_and_the_last_line_is_the_reason(tmp_path, capfd):
     out, err = capfd.readouterr()
     assert out == "" and err.count("100 % ▏") == 2 and "error: no room in here." in err
     assert log.read_text(encoding="utf-8").count("quiet") == 2 and "no room" in log.read_text(encoding="utf-8")
+
+
+def test_what_is_interrupted_may_save_first(tmp_path, monkeypatch, capfd):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import os, pathlib, signal, sys, time\n"
+        "def asked(*_):\n    time.sleep(0.2)\n    pathlib.Path('saved').write_text(str(os.getsid(0) == os.getpid()))\n"
+        "    sys.exit(130)\n"
+        "signal.signal(signal.SIGTERM, asked)\nprint('ready', file=sys.stderr, flush=True)\ntime.sleep(60)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    real, said = os.read, []
+
+    def read(*arguments):
+        if b"ready" in b"".join(said):
+            raise KeyboardInterrupt
+        said.append(real(*arguments))
+        return said[-1]
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(tables_run.os, "read", read)
+        run_logged([str(script)], tmp_path / "x.log", dict(os.environ))
+    # It is asked once: a terminal's Ctrl-C does not reach what is in a session of its own.
+    assert (tmp_path / "saved").read_text() == "True"
+    assert "a second Ctrl-C ends it at once" in capfd.readouterr().err
 
 
 def test_train_net_is_run_with_this_interpreter(repository, tmp_path):

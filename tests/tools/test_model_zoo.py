@@ -36,7 +36,6 @@ def tool(repository):
 @pytest.fixture(autouse=True)
 def _one_thread(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setattr("signal.signal", lambda *_: None)  # the tool's own handler is not for pytest
 
 
 @pytest.fixture(scope="session")
@@ -74,7 +73,6 @@ def trained(tool, zoo):
     """The same folder after a training of three iterations."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")
-        patch.setattr("signal.signal", lambda *_: None)
         machine = ["--output", str(zoo), "--jobs", "64", "--workers", "0", "--device", "cpu"]  # one thread
         assert tool.main(["run", *ROW, *machine, "--opts", *TINY]) == 0
     return zoo

@@ -6,7 +6,7 @@ from io import BytesIO
 from d2_covid import get_config
 from d2_covid.data.figure_slices import dataset_slices, file_slices, partner_mask
 from d2_covid.data.lesion_masks import encode_mask
-from d2_covid.engine.checkpoint import model_facts, write_checkpoint
+from d2_covid.engine.checkpoint import model_facts, read_checkpoint, write_checkpoint
 from d2_covid.errors import UserError
 from d2_covid.visualization.figures import FigureSlice, combined_score_map, figure_2, figure_3, shown_detections
 from d2_covid.visualization.instances import InstanceArrays
@@ -170,8 +170,10 @@ def test_lesions_of_a_dataset_are_its_ground_truth():
     finally:
         DatasetCatalog.remove(name)
         MetadataCatalog.remove(name)
-    assert not found.has_lungs and found.true_class is None and tuple(classes) == NAMES
+    assert not found.has_lungs and found.true_class is None and classes == ()
     assert found.truth((8, 8))[:, 0].tolist() == [2, 2, 0, 0, 0, 0, 3, 3]
+    with pytest.raises(UserError, match="a/1.png is 9x8, but its dataset says 8x8"):
+        found.truth((8, 9))
 
 
 @pytest.fixture(scope="module")
@@ -221,6 +223,37 @@ def test_the_tool_draws_with_any_models(tool, weights, dataset, tmp_path, capsys
     assert tool.main(arguments) == 0
     assert size_of(output.read_bytes())[0] == 1872
     assert f"Figure {figure} of {3 if figure == '3' else 4} slices" in capsys.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def own_classes(weights, tmp_path_factory):
+    """The tiny classifier as one trained on three classes of another order than the paper's."""
+    folder, checkpoint = tmp_path_factory.mktemp("own"), read_checkpoint(weights / "classifier.pth")
+    checkpoint["d2_covid"]["image_classes"] = ["COVID-19", "common pneumonia", "control"]
+    write_checkpoint(folder / "classifier.pth", checkpoint)
+    return folder
+
+
+def test_classes_of_image_files_are_those_of_the_classifier(tool, weights, own_classes, tmp_path, monkeypatch):
+    file, drawn = tmp_path / "a.png", []
+    Image.fromarray(np.full((64, 64), 90, np.uint8)).save(file)
+    monkeypatch.setattr(tool, "figure_2", lambda slices, names, classes, **_: drawn.append((slices, classes)) or b"")
+    arguments = ["--figure", "2", "--input", str(file), "--true-class", "COVID-19", "--output", str(tmp_path / "f.png")]
+    for folder in (own_classes, weights):
+        assert tool.main([*arguments, *options(folder, "classifier"), *TINY]) == 0
+    assert [(slices[0].true_class, *classes) for slices, classes in drawn] == [
+        (0, "COVID-19", "common pneumonia", "control"),
+        (2, *NAMES),  # a checkpoint without names: the paper's
+    ]
+    two = ["MODEL.CLASSIFIER.NUM_CLASSES", "2"]
+    with pytest.raises(UserError, match="with MODEL.CLASSIFIER.NUM_CLASSES 3, the config says 2"):
+        tool.main([*arguments, *options(own_classes, "classifier"), *TINY, *two])
+
+
+def test_a_dataset_of_other_class_names_is_refused(tool, own_classes, dataset, tmp_path):
+    arguments = ["--figure", "2", "--dataset", dataset, "--output", str(tmp_path / "f.png")]
+    with pytest.raises(UserError, match="classes control, .* was trained on COVID-19, common pneumonia, control"):
+        tool.main([*arguments, *options(own_classes, "classifier"), *TINY])
 
 
 @pytest.mark.parametrize(

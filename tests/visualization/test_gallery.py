@@ -77,6 +77,10 @@ def test_a_slice_that_cannot_be_read_costs_no_other_its_panel(tmp_path):
         ('[{"bbox": [1, 2, 3, 4]}]', "holds no predictions"),
         (json.dumps([result(7, 0.5)]), "slice 7, which the dataset lacks"),
         (json.dumps([{**result(1, 0.5), "category_id": 4}]), "category 4, which the dataset lacks"),
+        (
+            json.dumps([{**result(1, 0.5), "segmentation": {"size": [48, 64], "counts": "PP3"}}]),
+            "a mask of 48 x 64 pixels for slice 1, which has 64 x 48",
+        ),
     ],
 )
 def test_predictions_that_do_not_fit_are_refused(tmp_path, content, message):

@@ -130,10 +130,16 @@ def test_options_that_do_not_go_together_are_refused_in_a_sentence(tool, argumen
         tool.main(arguments)
 
 
-def test_a_model_of_other_classes_is_refused(tool, dataset, tmp_path, weights):
-    both = ["DATASETS.MASK_TYPE", "both", "MODEL.ROI_HEADS.NUM_CLASSES", "2"]
-    with pytest.raises(UserError, match="GGO, consolidation.*lesion"):
+@pytest.mark.parametrize("mask_type, classes", [("both", "GGO, consolidation"), ("ggo", "GGO")])
+def test_a_model_of_other_classes_is_refused(tool, dataset, tmp_path, weights, mask_type, classes):
+    other = ["DATASETS.MASK_TYPE", mask_type, "MODEL.ROI_HEADS.NUM_CLASSES", str(1 + classes.count(","))]
+    with pytest.raises(UserError, match=f"predicts {classes}, the dataset has lesion; "):
         tool.main(
             ["--source", "predictions", "--register-lesions", *dataset, "--config-file", CONFIG]
-            + ["--weights", weights, "--output", str(tmp_path / "o"), *SMALL, *both]
+            + ["--weights", weights, "--output", str(tmp_path / "o"), *SMALL, *other]
         )
+
+
+def test_a_dataset_of_classes_is_refused(tool, tmp_path):
+    with pytest.raises(UserError, match="covid_ct_val holds classes of slices, and this draws lesions"):
+        tool.main(["--source", "annotation", "--dataset", "covid_ct_val", "--output", str(tmp_path / "o")])

@@ -1,0 +1,61 @@
+"""Trainings that another command has started: they end when it is ended, and save where they stand."""
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+GRACE = 30.0
+"""Seconds to save in: an update of a large batch on one thread, and a checkpoint."""
+
+
+@contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP raise ``KeyboardInterrupt`` in the main thread, as Ctrl-C does, so that the body gets to
+    :func:`stop` what it has started. A signal that is ignored, as under ``nohup``, stays so."""
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {number: signal.getsignal(number) for number in numbers}
+    changed = [number for number in numbers if before[number] is signal.SIG_DFL]
+    try:
+        for number in changed:
+            signal.signal(number, _interrupt)
+        yield
+    finally:
+        for number in changed:
+            signal.signal(number, before[number])
+
+
+def stop(processes: Sequence[subprocess.Popen], grace: float = GRACE) -> None:
+    """End processes and what they have started: asked first, made to after ``grace`` seconds or at a second Ctrl-C.
+
+    Args:
+        processes: each started with ``start_new_session=True``, so that Ctrl-C reaches it through this alone: a second
+            signal would keep a training from saving.
+    """
+    try:
+        _end(processes, grace, by_force=False)
+    finally:
+        _end(processes, grace, by_force=True)
+
+
+def _end(processes: Sequence[subprocess.Popen], seconds: float, *, by_force: bool) -> None:
+    for process in processes:
+        if not hasattr(os, "killpg"):  # Windows
+            process.kill() if by_force else process.terminate()
+            continue
+        try:
+            os.killpg(process.pid, signal.SIGKILL if by_force else signal.SIGTERM)
+        except (ProcessLookupError, PermissionError):  # it has ended; macOS says the latter
+            pass
+    limit = time.monotonic() + seconds
+    for process in processes:
+        try:
+            process.wait(max(0.0, limit - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            pass
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt

@@ -1,0 +1,67 @@
+"""What a checkpoint carries: the config, and its image classes, with the datasets that may be judged by them."""
+
+from d2_covid import get_config
+from d2_covid.data.slice_datasets import COVID_CT_CLASSES
+from d2_covid.data.slice_lists import IMAGE_CLASSES
+from d2_covid.engine.carried_config import (
+    carried_facts,
+    check_carried_classes,
+    config_from_facts,
+    image_class_names,
+    without_machine,
+)
+from d2_covid.errors import UserError
+
+import pytest
+from detectron2.data import MetadataCatalog
+
+CLASSIFIER = "classification/covid_ct_mask_net_R_18_T2_FPN.yaml"
+
+
+@pytest.mark.parametrize(
+    "count, carried, names",
+    [
+        (2, list(COVID_CT_CLASSES), COVID_CT_CLASSES),
+        (3, ["a", "b", "c"], ("a", "b", "c")),
+        (3, None, IMAGE_CLASSES),
+        (2, None, ("class 0", "class 1")),
+    ],
+)
+def test_names_of_the_classes_are_the_models_own(count, carried, names):
+    cfg = get_config(CLASSIFIER, ["MODEL.CLASSIFIER.NUM_CLASSES", str(count)])
+    facts = {} if carried is None else {"image_classes": carried}
+    assert image_class_names(cfg, facts) == names
+    assert image_class_names(get_config("segmentation/mask_rcnn_R_18_T2_FPN.yaml"), facts) == ()
+
+
+@pytest.fixture
+def dataset():
+    name = "tiny_for_carried_classes"
+    yield lambda *classes: MetadataCatalog.get(name).set(image_classes=list(classes)).name
+    MetadataCatalog.remove(name)
+
+
+@pytest.mark.parametrize("facts", [{}, {"image_classes": list(IMAGE_CLASSES)}])
+def test_other_words_for_the_papers_classes_are_the_same_classes(dataset, facts):
+    check_carried_classes(facts, [dataset("Normal", "CP", "NCP")], "x.pth")
+
+
+@pytest.mark.parametrize("classes", [IMAGE_CLASSES[::-1], IMAGE_CLASSES[:2], (*IMAGE_CLASSES[:2], "tumour"), ()])
+def test_other_classes_are_refused(dataset, classes):
+    with pytest.raises(UserError, match="x.pth was trained on control, common pneumonia, COVID-19, in that order"):
+        check_carried_classes({"image_classes": list(IMAGE_CLASSES)}, [dataset(*classes)], "x.pth")
+
+
+def test_what_suited_the_machine_that_trained_is_not_carried():
+    """A model that a GPU trained and judged in float16 predicts on a CPU."""
+    machine = ["TEST.DTYPE", "float16", "TEST.CUDA_GRAPH", "True", "TEST.FAST", "False", "MODEL.DEVICE", "cuda:1"]
+    cfg = get_config(CLASSIFIER, [*machine, "TEST.PATIENT_K", "7"])
+    cfg.freeze()
+    facts = carried_facts(cfg)
+    older = {"config": facts["config"] | {"TEST": facts["config"]["TEST"] | {"DTYPE": "float16", "FAST": False}}}
+    assert facts["config"]["TEST"]["DTYPE"] == "float32" and cfg.TEST.DTYPE == "float16"
+    for carried in (facts, older):
+        read = config_from_facts(carried, "x.pth")
+        assert (read.TEST.DTYPE, read.TEST.CUDA_GRAPH, read.TEST.FAST) == ("float32", False, True)
+        assert read.TEST.PATIENT_K == 7 and read.MODEL.DEVICE == "cpu"
+    assert without_machine(cfg) is cfg and cfg.TEST.DTYPE == "float32"

@@ -9,9 +9,11 @@ from d2_covid import get_config
 from d2_covid.data.phantom import phantom_patient
 from d2_covid.engine.carried_config import carried_facts
 from d2_covid.engine.checkpoint import model_facts, write_checkpoint
+from d2_covid.errors import UserError
 from d2_covid.export import session
 from d2_covid.export.model import ExportOptions, export_model, plain_model
 from d2_covid.export.runtime import resize
+from d2_covid.export.write import require_format
 from d2_covid.inference.model_source import resolve_model
 
 import numpy as np
@@ -36,6 +38,14 @@ def _one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _pytorch_that_exports():
+    try:
+        require_format("pt2")
+    except UserError as error:
+        pytest.skip(str(error))
 
 
 @pytest.fixture(scope="session")

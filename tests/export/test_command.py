@@ -50,10 +50,11 @@ def test_a_fixed_number_of_images_takes_slices_one_by_one_too(run, phantom, tmp_
     assert part == "dense" or info["check"]["slices"][0]["detections"] > 0
 
 
-def test_a_pytorch_that_is_too_old_for_onnx_is_named(run, monkeypatch, tmp_path):
-    monkeypatch.setattr("torch.__version__", "2.5.1+cpu")
-    status, _, err = run()
-    assert status == 2 and "needs PyTorch 2.6" in err and "--format pt2" in err and err.count("\n") == 1
+@pytest.mark.parametrize("kind", ["onnx", "pt2"])
+def test_a_pytorch_that_is_too_old_is_named(kind, run, monkeypatch):
+    monkeypatch.setattr("torch.__version__", "2.8.1+cpu")
+    status, _, err = run("--format", kind)
+    assert status == 2 and "needs PyTorch 2.9" in err and "this is 2.8.1+cpu" in err and err.count("\n") == 1
 
 
 def test_threshold_is_part_of_the_graph(run, monkeypatch, tmp_path):

@@ -1,16 +1,21 @@
 # make demo · make test · make lint · make bench: each builds .venv when it is missing or its recipe has changed.
-PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+# What it was built with stays, unless another Python or PyTorch is asked for, which builds it anew.
+BUILT := $(shell cat $(INSTALLED) 2>/dev/null)
+ifneq ($(BUILT),)
+PYTHON ?= $(firstword $(BUILT))
+TORCH ?= $(wordlist 2,$(words $(BUILT)),$(BUILT))
+endif
+PYTHON ?= python3
 # A tested pair. Any PyTorch from 2.4 on works: make install TORCH="torch==2.6.0 torchvision==0.21.0"
 TORCH ?= torch==2.14.1 torchvision==0.29.1
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-INSTALLED := $(VENV)/.installed
 WORKERS ?= 2
 
-# Another Python or PyTorch that is asked for builds it anew; unasked, what is there stays.
-ifneq (,$(filter command environment,$(origin PYTHON) $(origin TORCH)))
-ifneq ($(PYTHON) $(TORCH),$(shell cat $(INSTALLED) 2>/dev/null))
+ifneq ($(BUILT),)
+ifneq ($(BUILT),$(PYTHON) $(TORCH))
 ANEW := --clear
 .PHONY: $(INSTALLED)
 endif

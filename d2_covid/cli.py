@@ -5,16 +5,19 @@ import os
 import sys
 from typing import Callable, Sequence
 
+from .engine.children import ended_by_signals
 from .errors import UserError
 
 
 def run_command(main: Callable[[], int | None]) -> int:
     """Run ``main`` as a command: a :class:`UserError` becomes one line on stderr and exit status 2.
 
-    A reader that closes the pipe early (``| head``) and Ctrl-C end the command quietly, as other commands do.
+    A reader that closes the pipe early (``| head``), Ctrl-C, SIGTERM and a closed terminal end the command quietly, as
+    they do others, once it has cleaned up.
     """
     try:
-        return main() or 0
+        with ended_by_signals():
+            return main() or 0
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -1,8 +1,11 @@
 """The command ``d2-covid``, and how commands end."""
 
 import importlib.metadata
+import os
+import signal
 import subprocess
 import sys
+import time
 
 import d2_covid
 import d2_covid_entry
@@ -91,6 +94,25 @@ def _raise(error: BaseException):
 def test_errors_end_a_command_in_one_line(error, status, message, capsys):
     assert run_command(lambda: _raise(error)) == status
     assert capsys.readouterr().err == message
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_a_command_that_is_ended_cleans_up_first(name, capsys):
+    cleaned = []
+
+    def work():
+        try:
+            os.kill(os.getpid(), getattr(signal, name))
+            time.sleep(10)
+        finally:
+            cleaned.append(True)
+
+    before = signal.signal(getattr(signal, name), signal.SIG_DFL)
+    try:
+        assert run_command(work) == 130 and cleaned == [True]
+    finally:
+        signal.signal(getattr(signal, name), before)
+    assert capsys.readouterr().err == "interrupted\n"
 
 
 def test_a_bug_keeps_its_traceback():

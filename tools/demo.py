@@ -20,7 +20,7 @@ from d2_covid import get_config
 from d2_covid.cli import run_command
 from d2_covid.data.datasets import ensure_registered
 from d2_covid.data.files import write_json
-from d2_covid.engine.children import ended_by_signals
+from d2_covid.engine.folder_lock import is_held
 from d2_covid.engine.steps import Steps, run_script
 from d2_covid.errors import UserError
 from d2_covid.visualization.gallery import dataset_panels, read_predictions, sample
@@ -114,16 +114,23 @@ def make_phantoms(plan: Plan) -> None:
     run_script(command, plan.output / "phantoms.log")
 
 
+def clear(folder: Path) -> None:
+    """Remove the folder of an earlier training, which must have ended."""
+    if is_held(folder):
+        raise UserError(f"Another demo trains in {folder}: wait for its end, stop it, or give another --output.")
+    shutil.rmtree(folder, ignore_errors=True)
+
+
 def train(plan: Plan, resume: bool) -> None:
     if not resume:
-        shutil.rmtree(plan.segmentation, ignore_errors=True)
+        clear(plan.segmentation)
     command = [CHECKOUT / "tools" / "train_net.py", "--config-file", CONFIG, "--resume", "--progress"]
     run_script([*command, *plan.training, "OUTPUT_DIR", plan.segmentation], plan.output / "training.log")
 
 
 def classify(plan: Plan, resume: bool) -> None:
     if not resume:
-        shutil.rmtree(plan.classifier, ignore_errors=True)
+        clear(plan.classifier)
     command = [CHECKOUT / "tools" / "train_net.py", "--config-file", CLASSIFIER_CONFIG, "--resume", "--progress"]
     weights = ["MODEL.WEIGHTS", plan.segmentation / "model_final.pth", "OUTPUT_DIR", plan.classifier]
     run_script([*command, *plan.classifying, *weights], plan.output / "classifier.log")
@@ -262,8 +269,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     prepare_output(args.output, args.fresh)
     plan = quick_plan(args.output) if args.quick_check else Plan(args.output)
     os.environ["DETECTRON2_DATASETS"] = str(plan.data.resolve())
-    with ended_by_signals():
-        run(plan)
+    run(plan)
     report(plan, time.monotonic() - started)
     return 0
 

@@ -25,7 +25,6 @@ from pathlib import Path
 
 from d2_covid.cli import run_command
 from d2_covid.data.phantom import write_phantoms
-from d2_covid.engine.children import ended_by_signals
 from d2_covid.engine.seeding import seed_number
 from d2_covid.engine.steps import about
 from d2_covid.errors import UserError
@@ -163,8 +162,7 @@ def announce(plan: Plan, found: dict[Run, Cost], machine: str) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Make them; returns the exit status."""
     arguments = sys.argv[1:] if argv is None else list(argv)
-    with ended_by_signals():
-        return make_tables(build_parser().parse_args(arguments), arguments)
+    return make_tables(build_parser().parse_args(arguments), arguments)
 
 
 def make_tables(args: argparse.Namespace, arguments: Sequence[str]) -> int:

@@ -19,7 +19,6 @@ from pathlib import Path
 
 from d2_covid.cli import run_command
 from d2_covid.data.files import atomic_write, sha256_of
-from d2_covid.engine.children import ended_by_signals
 from d2_covid.errors import UserError
 from d2_covid.inference.shipped import shipped_models
 from d2_covid.zoo.card import card_page
@@ -140,8 +139,7 @@ def run_grid(args: argparse.Namespace) -> int:
     at_once = f"{machine.jobs} at a time with {machine.threads} threads each"
     print(f"{len(rows)} rows, {at_once}; logs in {args.output / 'logs'}", flush=True)
     say = lambda line: print(line, flush=True)  # noqa: E731
-    with ended_by_signals():  # what ends this command ends its trainings, too
-        ends = Runner(folder, args.data or args.output / "data", machine, command, say).run(rows)
+    ends = Runner(folder, args.data or args.output / "data", machine, command, say).run(rows)
     return 0 if all(end == FINISHED for end in ends.values()) else 1
 
 

@@ -21,7 +21,7 @@ from d2_covid.data.slice_datasets import register_slices_option
 from d2_covid.engine.run import run_evaluation, run_training
 from d2_covid.engine.schedule import scale_to_processes
 from d2_covid.engine.setup import choose_device
-from d2_covid.engine.unused_keys import check_evaluation_keys
+from d2_covid.engine.unused_keys import check_evaluation_keys, check_training_keys
 from d2_covid.errors import UserError
 
 import torch
@@ -84,7 +84,10 @@ def check_launch(args: argparse.Namespace) -> None:
     cfg = get_config(args.config_file, args.opts)
     if cfg.MODEL.DEVICE != "cuda":
         raise UserError(f"MODEL.DEVICE is {cfg.MODEL.DEVICE}, but each of several processes has a GPU: leave it cuda.")
-    if not args.eval_only:
+    if args.eval_only:
+        check_evaluation_keys(cfg)
+    else:
+        check_training_keys(cfg)
         scale_to_processes(cfg, args.num_gpus * args.num_machines)
 
 

@@ -20,6 +20,7 @@ from ..errors import UserError
 from .coco_json import load_lesion_json
 from .lesion_masks import MASK_TYPES
 from .pairing import natural_key
+from .slices import check_files_apart
 
 BUILTIN_SETS = ("cncb", "phantom", "radiopaedia", "coronacases")
 SPLITS = ("train", "val")
@@ -154,7 +155,7 @@ def check_mask_type(cfg: CfgNode, loaded: dict[str, list[dict]] | None = None) -
         if mask_type is not None and mask_type != cfg.DATASETS.MASK_TYPE:
             raise UserError(
                 f"Dataset {name} holds {mask_type!r} masks, but DATASETS.MASK_TYPE is {cfg.DATASETS.MASK_TYPE!r}; "
-                "change one of them."
+                "change one of them (a json says its own in \"info\": {\"mask_type\": ...})."
             )
         if len(classes) != cfg.MODEL.ROI_HEADS.NUM_CLASSES:
             raise UserError(
@@ -166,13 +167,13 @@ def check_mask_type(cfg: CfgNode, loaded: dict[str, list[dict]] | None = None) -
 def check_patient_splits(
     train_names: Iterable[str], test_names: Iterable[str], loaded: dict[str, list[dict]] | None = None
 ) -> None:
-    """Refuse a patient that is both trained and tested on: neighbouring slices are near duplicates.
+    """Refuse a patient, or an image, that is both trained and tested on: neighbouring slices are near duplicates.
 
     Patients are the same where their ids are and their sets share the image folder or the json's folder; the first
     patients of two unrelated sets may both be called "1".
 
     Raises:
-        UserError: names the patients and the datasets.
+        UserError: names the patients, or the first image, and the datasets.
     """
     train_names, test_names = list(train_names), list(test_names)
     loaded = _load_all([*train_names, *test_names]) if loaded is None else loaded
@@ -186,6 +187,9 @@ def check_patient_splits(
                     f"Patient{'s' * (len(shared) > 1)} {listed} in both DATASETS.TRAIN ({train}) and DATASETS.TEST "
                     f"({test}); split by patient, so that no test slice has a neighbour in training."
                 )
+            sides = {f"DATASETS.TRAIN ({train})": train, f"DATASETS.TEST ({test})": test}
+            files = {side: [d["file_name"] for d in loaded[name] if "file_name" in d] for side, name in sides.items()}
+            check_files_apart(files)
 
 
 def data_fingerprint(names: Iterable[str]) -> str:

@@ -31,7 +31,7 @@ class _Found:
     """What the inputs hold: paths and headers, no pixels.
 
     Attributes:
-        seen: device and inode of the files taken or left out.
+        seen: device and inode of the files taken, left out, or found to be damaged.
         met: how often one of these was come upon, the first time and later.
     """
 
@@ -119,16 +119,15 @@ def _walk(top: Path) -> Iterator[Path | Problem]:
 
 def _take_file(path: Path, found: _Found, named: bool) -> Iterator[Problem]:
     """Add one file. In a folder, files that are none of ours are passed over; one that the user names is a problem."""
-    expected = _has_known_suffix(path)
+    expected, identity = _has_known_suffix(path), _identity(path)
+    if identity in found.seen:
+        found.met += 1
+        return
     try:
         if not (named or expected) and not (os.path.isfile(path) and path.stat().st_size):
             return
         file_size(path)
         with reading(path):
-            status = path.stat()
-            if (status.st_dev, status.st_ino) in found.seen:
-                found.met += 1
-                return
             content = sniff(path)
         if content is None and path.name.lower().endswith(IMAGE_SUFFIXES):
             content = "image"  # Pillow says what is wrong with it
@@ -140,12 +139,21 @@ def _take_file(path: Path, found: _Found, named: bool) -> Iterator[Problem]:
                 )
             return
         _add(path, content, found, named)
-        found.seen.add((status.st_dev, status.st_ino))
+        found.seen |= {identity} - {None}
         found.met += 1
-    except UserError as error:
-        yield Problem(one_line(path), str(error))
-    except OSError as error:
-        yield Problem(one_line(path), f"Cannot read {one_line(path)}: {error.strerror or error}.")
+    except (UserError, OSError) as error:
+        found.seen |= {identity} - {None}  # told of once, however many inputs name it
+        unread = f"Cannot read {one_line(path)}: {getattr(error, 'strerror', None) or error}."
+        yield Problem(one_line(path), str(error) if isinstance(error, UserError) else unread)
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Device and inode of a file; None where it can't be looked at."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def _add(path: Path, content: Content, found: _Found, named: bool) -> None:

@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,13 +15,16 @@ GRACE = 30.0
 @contextmanager
 def ended_by_signals() -> Iterator[None]:
     """Let SIGTERM and SIGHUP raise ``KeyboardInterrupt`` in the main thread, as Ctrl-C does, so that the body gets to
-    :func:`stop` what it has started. A signal that is ignored, as under ``nohup``, stays so."""
+    :func:`stop` what it has started and to clean up. A signal that is ignored, as under ``nohup``, stays so."""
+    if threading.current_thread() is not threading.main_thread():  # only there may handlers be set
+        yield
+        return
     numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
     before = {number: signal.getsignal(number) for number in numbers}
     changed = [number for number in numbers if before[number] is signal.SIG_DFL]
     try:
         for number in changed:
-            signal.signal(number, _interrupt)
+            signal.signal(number, interrupt)
         yield
     finally:
         for number in changed:
@@ -57,5 +61,6 @@ def _end(processes: Sequence[subprocess.Popen], seconds: float, *, by_force: boo
             pass
 
 
-def _interrupt(*_: object) -> None:
+def interrupt(*_: object) -> None:
+    """A handler of signals: ``KeyboardInterrupt``."""
     raise KeyboardInterrupt

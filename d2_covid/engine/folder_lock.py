@@ -14,13 +14,19 @@ except ImportError:  # Windows
     fcntl = None
 
 _POLL = 0.2
+PATIENCE = 8.0
+"""Seconds in which the readers of a training that was killed have noticed it, and let go as well."""
 
 
 @contextmanager
-def held(folder: str | Path) -> Iterator[None]:
-    """Hold ``folder``, which is there, for a training of this process; however the process ends, it lets go.
+def held(folder: str | Path, patience: float | None = None) -> Iterator[None]:
+    """Hold ``folder``, which is there, for a training of this process on this machine.
 
-    Where the system, or the file system, knows no such locks, nothing is held.
+    However the process ends, the folder is let go with it and with the processes that it forked. Where the system, or
+    the file system, knows no such locks, nothing is held.
+
+    Args:
+        patience: seconds to wait for another to let go; None: :data:`PATIENCE`.
 
     Raises:
         UserError: another training holds it.
@@ -28,17 +34,15 @@ def held(folder: str | Path) -> Iterator[None]:
     if fcntl is None:
         yield
         return
+    limit = time.monotonic() + (PATIENCE if patience is None else patience)
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(descriptor)
-        raise UserError(
-            f"Another training runs in {folder}: wait for its end, or stop it, or give another OUTPUT_DIR."
-        ) from error
-    except OSError:
-        pass
-    try:
+        while not _lock(descriptor, fcntl.LOCK_EX):
+            if time.monotonic() >= limit:
+                raise UserError(
+                    f"Another training runs in {folder}: wait for its end, or stop it, or give another OUTPUT_DIR."
+                )
+            time.sleep(_POLL)
         yield
     finally:
         os.close(descriptor)
@@ -51,7 +55,7 @@ def held_in_turn(folder: str | Path, say: Callable[[], None] = lambda: None) -> 
     with ExitStack() as stack:
         while True:
             try:
-                stack.enter_context(held(folder))
+                stack.enter_context(held(folder, patience=0))
                 break
             except UserError:
                 if not told:
@@ -63,10 +67,21 @@ def held_in_turn(folder: str | Path, say: Callable[[], None] = lambda: None) -> 
 
 def is_held(folder: str | Path) -> bool:
     """Whether a training runs in ``folder``, as far as the system can tell; none runs in one that is not there."""
-    if not Path(folder).is_dir():
+    if fcntl is None or not Path(folder).is_dir():
         return False
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        with held(folder):
-            return False
-    except UserError:
-        return True
+        return not _lock(descriptor, fcntl.LOCK_SH)  # shared: several may look at once
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, kind: int) -> bool:
+    """Whether nobody else has the lock; also where there are none."""
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass
+    return True

@@ -199,7 +199,9 @@ def _begin_worker(_: int) -> None:
     # What ends a run often signals all of its processes, and a reader's death is an error in the one that trains, even
     # within an update: so it leaves that one time to finish.
     if hasattr(signal, "SIGALRM"):
-        signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_SECONDS_AFTER_SIGTERM))
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, lambda *_: signal.alarm(_SECONDS_AFTER_SIGTERM))
     sys.excepthook = _not_of_connections
 
 

@@ -10,6 +10,7 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from detectron2.utils import comm
 
+from ..data.limits import one_line
 from ..errors import UserError
 from .hooks import LOGGERS
 
@@ -45,7 +46,8 @@ def check_device(device: str, instead: str) -> None:
     try:
         torch.zeros(1, device=torch.device(device))
     except (RuntimeError, AssertionError, ValueError) as error:
-        raise UserError(f"PyTorch can't compute on device {device!r} here; use {instead}.") from error
+        reason = one_line(str(error).splitlines()[0].rstrip("."), 150)
+        raise UserError(f"PyTorch can't compute on device {device!r} here ({reason}); use {instead}.") from error
 
 
 def build_for_device(cfg: CfgNode) -> torch.nn.Module:

@@ -8,12 +8,14 @@ from types import FrameType
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-_DEFAULTS = (signal.SIG_DFL, signal.default_int_handler)
+from .children import interrupt
+
+_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+_DEFAULTS = (signal.SIG_DFL, signal.default_int_handler, interrupt)
 
 
 class StopOnSignal(HookBase):
-    """Turns Ctrl-C and SIGTERM into a ``KeyboardInterrupt`` between two updates, never within one.
+    """Turns Ctrl-C, SIGTERM and SIGHUP into a ``KeyboardInterrupt`` between two updates, never within one.
 
     An update is held together from :meth:`hold`, which the trainer calls once it has a batch, to :meth:`after_step`,
     which comes behind the hook of the learning rate. A second signal ends it at once.

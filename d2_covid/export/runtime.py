@@ -17,6 +17,7 @@ Exit status: 0 done, 2 a slice or the model can't be used, and one line says why
 import argparse
 import hashlib
 import json
+import os
 import sys
 from collections import Counter
 from dataclasses import dataclass
@@ -283,11 +284,13 @@ def _run(args):
 
 def _result_files(slices):
     """Where each slice's result goes: its name, below as many of its folders as tell it from the others."""
-    paths = [Path(path).resolve().with_suffix("") for path in slices]
+    # As they are named, also where that is a link; without the root, so that none leads out of the folder.
+    paths = [Path(os.path.abspath(path)).with_suffix("") for path in slices]
+    parts = [path.relative_to(path.anchor).parts for path in paths]
     common = 1
-    while len({path.parts[-common:] for path in paths}) < len(set(paths)):
+    while len({one[-common:] for one in parts}) < len(set(parts)) and common < max(map(len, parts)):
         common += 1
-    names = [Path(*path.parts[-common:]) for path in paths]
+    names = [Path(*one[-common:]) for one in parts]
     times = Counter(names)  # several files of one name but for the type, or one given twice
     return [f"{name}.npz" if times[name] == 1 else f"{name}.{i}.npz" for i, name in enumerate(names)]
 

@@ -262,7 +262,7 @@ def refuse_nested(inputs: Sequence[str | Path], output: Path) -> None:
     for item in inputs:
         path = Path(item)
         if is_glob(item):
-            nested = any(reaches(item, output / "a series" / name) for name in READ_AS_INPUT)
+            nested = any(reaches(item, output, [None, *name.split("/")]) for name in READ_AS_INPUT)
         else:
             nested = path.is_dir() and output.resolve().is_relative_to(path.resolve())
         if nested:

@@ -65,8 +65,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[],
         metavar="TAG",
-        help="DICOM keywords to copy to predictions.json and the report: PatientID ...; those of patient and study go "
-        "to the DICOM segmentation too",
+        help="DICOM keywords to copy to predictions.json and the report: PatientID ...; those of "
+        "DICOM's modules of patient and study go to the DICOM segmentation too",
     )
     parser.add_argument("--seed", type=seed_number, default=0, help="of all random numbers (default: 0)")
     parser.add_argument("--debug", action="store_true", help="end at the first unforeseen error, and show where")

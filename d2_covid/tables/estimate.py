@@ -133,12 +133,25 @@ def costs(runs: Sequence[Run], *, on_gpu: bool) -> dict[Run, Cost]:
 
 @contextmanager
 def _calls(*, elsewhere: bool) -> Iterator[Callable[..., Any]]:
-    """Calls a function with its arguments, here or in a process that ends with the body."""
+    """Calls a function with its arguments, here or in a process that ends with the body. After one that fails, the next
+    is a new process: a lack of memory may have ended the last, or an error of CUDA stay with it."""
     if not elsewhere:
         yield lambda function, *arguments: function(*arguments)
         return
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        yield lambda *call: pool.submit(*call).result()
+    pools = [ProcessPoolExecutor(1, mp_context=get_context("spawn"))]
+
+    def call(*function_and_arguments: Any) -> Any:
+        try:
+            return pools[-1].submit(*function_and_arguments).result()
+        except Exception:
+            pools[-1].shutdown(wait=False)
+            pools.append(ProcessPoolExecutor(1, mp_context=get_context("spawn")))
+            raise
+
+    try:
+        yield call
+    finally:
+        pools[-1].shutdown()
 
 
 def _try_to_measure(call: Callable[..., Any], cfg: CfgNode, run: Run) -> Speed | None:

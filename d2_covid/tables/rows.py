@@ -97,10 +97,8 @@ class Spread:
 
 def outcome_of(run: Run, failures: Mapping[Run, str]) -> Outcome:
     """Read what a run left."""
-    if run in failures:
-        return Outcome(run, "failed", failures[run])
     if not (run.results.is_file() and run.final.is_file()):
-        return Outcome(run, "not done")
+        return Outcome(run, "failed", failures[run]) if run in failures else Outcome(run, "not done")
     results = json.loads(run.results.read_text(encoding="utf-8"))
     figures = {column.key: _figure(results, column) for column in COLUMNS[run.kind]}
     return Outcome(run, "done", "", figures, training_minutes(run.folder / METRICS), _facts(run, results))

@@ -5,11 +5,11 @@ import contextlib
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from ..engine.children import stop
-from ..engine.folder_lock import held_in_turn, is_held
+from ..engine.folder_lock import held, held_in_turn, is_held
 from ..engine.steps import Steps
 from ..errors import UserError
 from .plan import Plan, Preparation, Run, command_of
@@ -79,9 +79,6 @@ def carry_out(
 
     failures: dict[Run, str] = {}
     for run in plan.runs:
-        if is_held(run.folder):
-            steps.leave_out(run.name, "another command is training it, and is left to do so")
-            continue
 
         def work(resume: bool, run: Run = run) -> None:
             if run.detector is not None and not run.detector.is_file():
@@ -90,13 +87,39 @@ def carry_out(
                 set_aside(run.folder)
             do(run, f"{run.kind}_{run.model.name}_seed_{run.seed}.log")
 
-        try:
-            steps.run(run.name, run.inputs(), run.outputs, seconds.get(run), work)
-        except UserError as error:
-            failures[run] = str(error)
-            say(f"    FAILED: {error}")
+        with _ours(run, plan) as ours:
+            if not ours:
+                steps.leave_out(run.name, "another command is training it, or its Mask R-CNN, and is left to do so")
+                continue
+            try:
+                steps.run(run.name, run.inputs(), run.outputs, seconds.get(run), work)
+            except UserError as error:
+                failures[run] = str(error)
+                say(f"    FAILED: {error}")
         after_run(failures)
     return failures
+
+
+@contextlib.contextmanager
+def _ours(run: Run, plan: Plan) -> Iterator[bool]:
+    """Whether a run is this command's to do, and then nobody else's until the body ends: another command may have taken
+    it, a training may have outlived its command, or its Mask R-CNN may be another's."""
+    claim = _claim(run, plan)
+    claim.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(held(claim, patience=0))
+        except UserError:
+            yield False
+            return
+        start = next((other for other in plan.runs if other.final == run.detector), None)
+        waits = start is not None and not start.final.is_file()
+        yield not (is_held(run.folder) or waits and (is_held(_claim(start, plan)) or is_held(start.folder)))
+
+
+def _claim(run: Run, plan: Plan) -> Path:
+    """Folder that the command which does a run holds: the run's own may be set aside."""
+    return plan.options.output / ".claims" / f"{run.kind}_{run.model.name}_seed_{run.seed}"
 
 
 def run_logged(command: Sequence[str], log: Path, environment: Mapping[str, str]) -> None:

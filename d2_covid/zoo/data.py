@@ -23,6 +23,8 @@ VALIDATION = {"radiopaedia": ("1", "4"), "coronacases": ("6", "7")}
 PHANTOMS = {"patients_per_class": 28, "slices_per_patient": 10, "size": 384, "seed": 1, "val_fraction": 0.25}
 """The phantoms of ``make demo``."""
 FACTS = "zoo.json"
+_PHANTOMS_MADE = "phantom.json"
+"""Settings of the phantoms that this has made; empty while it makes them."""
 
 
 def prepare_data(source: Path, output: Path, *, workers: int = 0, phantoms: dict[str, Any] | None = None) -> list[str]:
@@ -48,6 +50,7 @@ def prepare_data(source: Path, output: Path, *, workers: int = 0, phantoms: dict
     for name in VALIDATION:
         if not (source / name).is_dir():
             raise UserError(f"--source {source} has no folder {name}; datasets/README.md says where the data is had.")
+    _check_phantoms(output)
     lines = []
     for name, patients in VALIDATION.items():
         pairing = pair_cncb(source / name)
@@ -141,12 +144,11 @@ def read_facts(data: Path) -> dict[str, Any]:
 def _make_phantoms(output: Path, settings: dict[str, Any], workers: int, facts: dict[str, Any]) -> str:
     folder = output / "phantom"
     facts["phantoms"] = settings
-    before = _phantoms_before(output)
-    same = before == settings and prepared_json("phantom", "merge", "val", output).is_file()
-    if before is None and folder.is_dir() and any(folder.iterdir()):
-        raise UserError(f"{folder} is there and holds other phantoms; move it, or give another --output.")
+    same = _phantoms_before(output) == settings and prepared_json("phantom", "merge", "val", output).is_file()
     if not same:
+        write_json(output / _PHANTOMS_MADE, {})
         write_phantoms(folder, **settings, workers=workers, overwrite=True)
+    write_json(output / _PHANTOMS_MADE, settings)
     for split in ("train", "val"):
         content = read_coco(prepared_json("phantom", "merge", split, output))
         facts["datasets"][f"phantom_merge_{split}"] = described(content)
@@ -154,12 +156,21 @@ def _make_phantoms(output: Path, settings: dict[str, Any], workers: int, facts: 
     return f"{folder}: {'made before, ' if same else ''}{' and '.join(counts)}"
 
 
-def _phantoms_before(output: Path) -> Any:
+def _check_phantoms(output: Path) -> None:
+    folder = output / "phantom"
+    if _phantoms_before(output) is None and folder.is_dir() and any(folder.iterdir()):
+        raise UserError(f"{folder} is there and holds other phantoms; move it, or give another --output.")
+
+
+def _phantoms_before(output: Path) -> dict[str, Any] | None:
     """Settings of the phantoms that an earlier call made in ``output``; None: there was none, or nobody knows."""
-    try:
-        return json.loads((output / FACTS).read_text(encoding="utf-8"))["phantoms"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    for name, key in ((_PHANTOMS_MADE, None), (FACTS, "phantoms")):  # earlier versions noted them in the latter alone
+        try:
+            found = json.loads((output / name).read_text(encoding="utf-8"))
+            return dict(found if key is None else found[key])
+        except (OSError, ValueError, KeyError, TypeError):
+            pass
+    return None
 
 
 def _link(target: Path, link: Path) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 
 from ..data.files import sha256_of
 from ..engine.children import stop
+from ..engine.folder_lock import is_held
 from ..engine.run_record import now
 from ..errors import UserError
 from .data import read_facts
@@ -118,6 +119,8 @@ class Runner:
                     held = _held(row, made, ends)
                     if held is None:
                         continue
+                    if not held and is_held(self.folder / run_folder(row.name)):
+                        held = "not started: another command is training it"
                     waiting.remove(row)
                     if held:
                         ends[row.name] = held

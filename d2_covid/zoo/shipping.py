@@ -81,14 +81,14 @@ def draft_of(store: Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as folder:
         draft = Path(folder) / "models"
         draft.mkdir()
+        before = {}
         for path in _model_files(store):
-            shutil.copy(path, draft)
+            before[path.name] = sha256_of(shutil.copy(path, draft))
         yield draft
         for path in _model_files(draft):
-            content, place = path.read_bytes(), store / path.name
-            if not place.is_file() or place.read_bytes() != content:
-                with atomic_write(place, "wb") as file:
-                    file.write(content)
+            if before.get(path.name) != sha256_of(path):
+                with atomic_write(store / path.name, "wb") as file:
+                    file.write(path.read_bytes())
 
 
 def _model_files(folder: Path) -> list[Path]:

@@ -323,6 +323,17 @@ def test_a_patient_in_training_and_test_is_refused(prepare):
         check_patient_splits(["cncb_merge_val"], ["cncb_merge_val"])
 
 
+def test_an_image_in_training_and_test_is_refused(user_json):
+    json_file, folder = user_json()
+    images = [{"id": 1, "file_name": "b.png", "height": 10, "width": 20, "patient_id": "another"}]
+    content = {**json.loads(json_file.read_text()), "images": images, "annotations": []}
+    (folder / "ann" / "test.json").write_text(json.dumps(content))
+    register_lesions("files_train", json_file, folder)
+    register_lesions("files_test", folder / "ann" / "test.json", folder / "ann" / "p7")
+    with pytest.raises(UserError, match=r"b\.png is in DATASETS.TRAIN \(files_train\) and DATASETS.TEST"):
+        check_patient_splits(["files_train"], ["files_test"])
+
+
 def test_patients_of_unrelated_sets_may_share_a_number(prepare, make_cncb, slice_mask):
     prepare("cncb", val=["2"])
     prepare("radiopaedia", val=["1"], source=make_cncb({"1/1": slice_mask(), "2/1": slice_mask()}, folder="elsewhere"))

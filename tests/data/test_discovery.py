@@ -78,6 +78,14 @@ def test_a_folder_whose_files_another_input_named_is_no_problem(tree, inputs):
     assert not problems and {"1.1", "1.2"} <= {s.identifier for s in series}
 
 
+@pytest.mark.parametrize("content", [b"\0" * 128 + b"DICM", b""], ids=["damaged", "empty"])
+def test_a_damaged_file_that_several_inputs_name_is_told_of_once(tmp_path, content):
+    _png(tmp_path / "CT" / "a.png")
+    (tmp_path / "CT" / "x.dcm").write_bytes(content)
+    series, problems = _split([tmp_path, tmp_path / "CT", tmp_path / "**", tmp_path / "CT" / "x.dcm"])
+    assert len(series) == 1 and len(problems) == 1
+
+
 def test_what_a_glob_matches_is_taken_as_what_a_folder_holds(scans, tmp_path):
     scans.dicom_series(tmp_path / "CT", scans.body(3))
     scout = scans.dicom(scans.body(1)[0], series="1.9", ImageType=["ORIGINAL", "LOCALIZER"])

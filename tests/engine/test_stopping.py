@@ -11,6 +11,7 @@ from d2_covid.data.files import atomic_write
 from d2_covid.engine import checkpoint as checkpoint_module
 from d2_covid.engine import hooks, loader, trainer
 from d2_covid.engine.checkpoint import read_checkpoint
+from d2_covid.engine.children import ended_by_signals
 from d2_covid.engine.stopping import StopOnSignal
 from d2_covid.engine.trainer import Trainer
 from d2_covid.errors import UserError
@@ -103,6 +104,15 @@ def test_stopped_and_resumed(when, count, last, number, tiny, tmp_path, referenc
     assert json.loads((folder / "run.json").read_text())["status"] == "finished"
     best, whole = (read_checkpoint(f / "model_best.pth")["d2_covid"]["best"] for f in (folder, reference))
     assert best == whole
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_stopped_within_a_command(name, tiny, tmp_path, monkeypatch):
+    """Which by itself would be interrupted within the update."""
+    within_an_update(monkeypatch, 2, getattr(signal, name))
+    with pytest.raises(KeyboardInterrupt), ended_by_signals():
+        Trainer(tiny("SOLVER.CHECKPOINT_PERIOD", 100, "DATASETS.TEST", "()")).train()
+    assert [path.name for path in (tmp_path / "run").glob("model_0*.pth")] == ["model_0000001.pth"]
 
 
 def test_a_second_signal_stops_at_once_and_saves_nothing(tiny, tmp_path, monkeypatch):

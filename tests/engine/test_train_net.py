@@ -88,7 +88,7 @@ def test_resume_without_a_checkpoint_starts(command, tmp_path):
         (("--eval-only",), ["DATASETS.TEST", "()", "MODEL.WEIGHTS", "x.pth"], "no dataset to evaluate on"),
         (("--eval-only", "--resume"), [], "has no checkpoint to evaluate"),
         (("--num-gpus", "64"), [], "--num-gpus 64, but PyTorch finds"),
-        ((), ["MODEL.DEVICE", "gpu"], "can't compute on device 'gpu' here; use MODEL.DEVICE cuda or cpu"),
+        ((), ["MODEL.DEVICE", "gpu"], "can't compute on device 'gpu' here"),
         ((), ["VIS_PERIOD", "5"], "VIS_PERIOD 5 does nothing in d2_covid"),
         (("--eval-only",), ["TEST.AUG.ENABLED", "True"], "TEST.AUG.ENABLED True does nothing in d2_covid"),
     ],

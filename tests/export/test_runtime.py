@@ -56,6 +56,16 @@ def test_masks_are_pasted_as_detectron2_does(soft):
     assert runtime.paste_masks(masks[:0], boxes[:0], 100, 130).shape == (0, 100, 130)
 
 
+def test_results_are_named_by_what_was_named_and_stay_in_their_folder(tmp_path, monkeypatch):
+    (tmp_path / "objects").mkdir()
+    (tmp_path / "objects" / "MD5.png").touch()
+    (tmp_path / "case.png").symlink_to("objects/MD5.png")
+    monkeypatch.chdir(tmp_path)
+    assert runtime._result_files(["case.png"]) == ["case.npz"]
+    assert runtime._result_files(["/data/0.png", "/mnt/data/0.png"]) == ["data/0.npz", "mnt/data/0.npz"]
+    assert runtime._result_files(["/0.png", "/a/0.png", "/a/0.npy"]) == ["0.npz", "a/0.1.npz", "a/0.2.npz"]
+
+
 def test_needs_numpy_alone_to_be_imported():
     tree = ast.parse(open(runtime.__file__, encoding="utf-8").read())
     names = set()

@@ -12,7 +12,7 @@ from d2_covid.inference.shipped import find_shipped, shipped_names
 from d2_covid.zoo import shipping
 from d2_covid.zoo.card_evaluations import evaluation_of
 from d2_covid.zoo.records import count_parameters
-from d2_covid.zoo.shipping import add_evaluations, left_behind, read_facts, ship
+from d2_covid.zoo.shipping import add_evaluations, draft_of, left_behind, read_facts, ship
 
 import numpy as np
 import pycocotools.mask as mask_util
@@ -85,6 +85,16 @@ def test_what_fails_after_the_weights_changes_no_store(option, run, ships, train
     with pytest.raises(UserError, match="no_such_set|other weights"):
         run("--name", "tiny_lesion", *options, option, "mistaken", what)
     assert {path.name: path.read_bytes() for path in ships.iterdir()} == before
+
+
+def test_what_others_change_in_the_store_meanwhile_stays(ships):
+    card = ships / "tiny_classifier.json"
+    with draft_of(ships) as draft:
+        card.write_text("changed meanwhile")
+        (ships / "new.json").write_text("new")
+        (draft / "tiny_lesion.json").write_text("mine")
+    assert card.read_text() == "changed meanwhile" and (ships / "new.json").read_text() == "new"
+    assert (ships / "tiny_lesion.json").read_text() == "mine"
 
 
 def test_shipping_twice_gives_the_same_bytes(trained, facts, few_slices, tmp_path):

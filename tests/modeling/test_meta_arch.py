@@ -124,7 +124,7 @@ def test_training_lowers_the_loss(tiny_model, slices, loss, features, num_classe
     assert losses[-1] < losses[0]
 
 
-def test_rows_under_mixed_precision_are_those_of_single_precision(tiny_model):
+def test_scores_are_ranked_in_single_precision_under_mixed_precision(tiny_model):
     heads = tiny_model("MODEL.ROI_HEADS.NUM_CLASSES", "2").roi_heads
     generator = torch.Generator().manual_seed(5)
     features = torch.randn(30, 8, generator=generator).bfloat16().float()  # as the box head gives them in either mode

@@ -2,6 +2,7 @@
 
 import dataclasses
 from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 from d2_covid.engine.steps import about
@@ -68,10 +69,7 @@ def test_on_a_gpu_another_process_takes_the_memory(monkeypatch):
         def __init__(self, workers, mp_context):
             assert workers == 1 and mp_context.get_start_method() == "spawn"
 
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
+        def shutdown(self, wait=True):
             ended.append(True)
 
         def submit(self, function, *arguments):
@@ -85,6 +83,32 @@ def test_on_a_gpu_another_process_takes_the_memory(monkeypatch):
     assert costs([run], on_gpu=True)[run].seconds == 65_100 * 2.0 - 200 + 2 * 100 * 0.5
     assert calls == [Run.config, estimate.measure_speed] and ended == [True]
     assert costs([], on_gpu=True) == {} and ended == [True]  # nothing to time starts nothing
+
+
+def test_a_model_whose_timing_ends_the_process_costs_no_other_its_estimate(monkeypatch):
+    pools = []
+
+    class Pool:
+        def __init__(self, *_, **__):
+            pools.append(self)
+            self.broken = False
+
+        def shutdown(self, wait=True):
+            pass
+
+        def submit(self, function, *arguments):
+            answer = Future()
+            self.broken |= function is estimate.measure_speed and len(pools) == 1
+            if self.broken:
+                answer.set_exception(BrokenProcessPool("killed"))
+            else:
+                answer.set_result(SPEED if function is estimate.measure_speed else function(*arguments))
+            return answer
+
+    monkeypatch.setattr(estimate, "ProcessPoolExecutor", Pool)
+    runs = [run_of(), run_of(CLASSIFICATION)]
+    found = costs(runs, on_gpu=True)
+    assert found[runs[0]].seconds is None and found[runs[1]].seconds > 0 and len(pools) == 2
 
 
 def test_the_fastest_of_a_few_calls_counts(monkeypatch):

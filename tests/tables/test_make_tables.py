@@ -2,9 +2,6 @@
 
 import csv
 import json
-import os
-import signal
-import time
 
 from d2_covid.errors import UserError
 from d2_covid.tables import estimate
@@ -109,17 +106,6 @@ def test_the_quick_check_makes_phantoms_in_both_layouts(tool, tmp_path, capsys, 
     said = capsys.readouterr().out
     assert "the data are phantoms, generated pictures" in said and said.count("train_net.py") == 2
     assert (tmp_path / "phantoms" / "covidx_ct" / "train_COVIDx-CT.txt").is_file()
-
-
-def test_a_signal_that_ends_the_command_interrupts_it(tool, quick, tmp_path, monkeypatch):
-    def killed(*_, **__):
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(1)
-
-    monkeypatch.setattr(tool, "costs", lambda runs, on_gpu: {})
-    monkeypatch.setattr(tool, "carry_out", killed)
-    with pytest.raises(KeyboardInterrupt):
-        tool.main(["--table", "2", "--output", str(tmp_path / "out"), "--models", "R18-T2", *quick])
 
 
 def test_a_disk_that_is_too_small_is_told_before(tool, quick, tmp_path, monkeypatch):

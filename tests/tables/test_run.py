@@ -122,8 +122,26 @@ def test_a_run_that_another_command_is_training_is_left_to_it(tmp_path):
     (busy.folder / "checkpoint").touch()
     with held(busy.folder):
         assert do(plan, Scripts(plan), said) == {}
-    assert f"2/3 {busy.name}: another command is training it, and is left to do so" in said
+    assert f"2/3 {busy.name}: another command is training it, or its Mask R-CNN, and is left to do so" in said
     assert waiting_runs(plan) == [busy] and free.final.is_file() and (busy.folder / "checkpoint").is_file()
+
+
+def test_a_run_that_another_command_is_about_to_train_is_left_to_it(tmp_path):
+    """Its training takes seconds to start; and the classifier on it has to wait as well."""
+    pytest.importorskip("fcntl", reason="this system knows no locks of folders")
+    plan, mine, theirs, said = plan_for(tmp_path, "R18", tables=(2, 3)), [], [], []
+
+    class Meanwhile(Scripts):
+        def __call__(self, command, *arguments):
+            if "train_net" in command[0] and not theirs:
+                theirs.append(do(plan, Scripts(plan), said))
+                assert not plan.runs[0].folder.exists() and len(said) == 4
+            mine.append(command)
+            super().__call__(command, *arguments)
+
+    assert do(plan, Meanwhile(plan)) == {} and theirs == [{}]
+    assert all("another command is training it, or its Mask R-CNN" in line for line in said[2:])
+    assert waiting_runs(plan) == [] and not list(tmp_path.rglob("*.before_*"))
 
 
 def test_a_preparation_that_fails_ends_it(tmp_path):

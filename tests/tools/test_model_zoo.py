@@ -147,8 +147,24 @@ def test_after_a_damaged_list_of_facts_the_data_is_made_anew(source, tmp_path, c
     (tmp_path / "zoo.json").write_text(content)
     with pytest.raises(UserError, match="make the data anew"):
         zoo_data.read_facts(tmp_path)
+    for _ in range(2):
+        zoo_data.prepare_data(source, tmp_path, phantoms=SMALL)
+        assert zoo_data.read_facts(tmp_path)["phantoms"] == SMALL
+        (tmp_path / "zoo.json").write_text(content)
+
+
+def test_phantoms_that_were_interrupted_are_made_anew(source, tmp_path, monkeypatch):
     zoo_data.prepare_data(source, tmp_path, phantoms=SMALL)
-    assert zoo_data.read_facts(tmp_path)["phantoms"] == SMALL
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(zoo_data, "write_phantoms", _interrupted)
+        zoo_data.prepare_data(source, tmp_path, phantoms=SMALL | {"seed": 2})
+    zoo_data.prepare_data(source, tmp_path, phantoms=SMALL | {"seed": 2})
+    marks = json.loads((tmp_path / "phantom" / "annotations" / "merge_val.json").read_text())["info"]["source"]
+    assert marks == "phantoms of seed 2"
+
+
+def _interrupted(*_, **__):
+    raise KeyboardInterrupt
 
 
 def test_a_source_that_is_not_there_is_named(tool, tmp_path):

@@ -7,6 +7,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+from d2_covid.engine.folder_lock import held
 from d2_covid.errors import UserError
 from d2_covid.zoo.grids import Row, run_folder
 from d2_covid.zoo.records import read_record
@@ -110,6 +111,15 @@ def test_what_has_finished_is_passed_over_until_its_recipe_changes(kitchen):
     kitchen.run(other)
     assert len(kitchen.starts(other)) == 1 and "done before" not in kitchen.said[-1]  # its folder was emptied
     assert read_record(kitchen.folder, other.name)["opts"] == ["SOLVER.BASE_LR", "0.1"]
+
+
+def test_a_row_that_another_command_is_training_is_left_to_it(kitchen):
+    one = row("a")
+    kitchen.run(one)
+    other = replace(one, opts=("SOLVER.BASE_LR", "0.1"))  # for which the folder would be emptied
+    with held(kitchen.place(one)):
+        assert kitchen.run(other) == {one.name: "not started: another command is training it"}
+    assert len(kitchen.starts(one)) == 1 and read_record(kitchen.folder, one.name)["opts"] == []
 
 
 def test_data_that_changed_is_trained_on_anew(kitchen):

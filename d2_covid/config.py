@@ -139,11 +139,20 @@ def get_config(config_file: str | Path | None = None, opts: Sequence[str] = ()) 
         if not path.is_file():
             raise UserError(f"No config file {config_file}; those that ship are in {config_dir()}.")
         _merge_file(cfg, path)
+    merge_overrides(cfg, opts)
+    return cfg
+
+
+def merge_overrides(cfg: CfgNode, opts: Sequence[str]) -> None:
+    """Merge ``KEY VALUE KEY VALUE ...``, as on a command line, into ``cfg``.
+
+    Raises:
+        UserError: an unknown key, or a value of another type; the message has it.
+    """
     try:
         cfg.merge_from_list(list(opts))
     except (KeyError, ValueError, AssertionError, TypeError) as error:
         raise UserError(f"Config override {' '.join(map(str, opts))}: {_one_line(error.args[0])}") from error
-    return cfg
 
 
 def _merge_file(cfg: CfgNode, path: Path) -> None:

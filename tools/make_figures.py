@@ -10,6 +10,7 @@
         --output figure3.png
     python tools/make_figures.py --figure why --dataset phantom_classes_val --output why.png \\
         --config-file configs/classification/covid_ct_mask_net_R_34_T1_FPN.yaml --weights output/cls/model_best.pth
+    python tools/make_figures.py --figure why --input a.png b.png --weights classifier_r18_t1 --output why.png
 
 Figure 2, a row a slice: detections with boxes, scores and masks; the raw mask scores of those RoIs, combined; ground
 truth where there is one (the mask beside an image of CNCB's layout, or the dataset's lesions); true class and logits.
@@ -17,7 +18,8 @@ Figure 3, a row a class: histogram of the detections' scores, and scores against
 Figure why, a row a slice: the regions that speak for the predicted class and against it, with their shares; what each
 adds to the logit of that class (gradient times input), checked by removing it; the classes, and how well the two agree.
 
---config-file and --weights name a classifier or a segmentation model. Detections and masks come from the segmentation
+--weights names a classifier or a segmentation model, a checkpoint or one that ships; --config-file is only needed
+where the weights don't carry their config, or to go before it. Detections and masks come from the segmentation
 model, if one is given beside it; figure why is about one classifier. The image classes are those that the classifier
 was trained on; beside a segmentation model alone they are the dataset's, else the paper's. Exit status: 0 done, 2 bad
 input (one line on stderr says what and how to mend it).
@@ -28,7 +30,6 @@ import sys
 from pathlib import Path
 from typing import Any, Sequence
 
-from d2_covid import get_config
 from d2_covid.cli import run_command
 from d2_covid.data.figure_slices import PickedSlice, dataset_slices, file_slices
 from d2_covid.data.files import atomic_write
@@ -39,10 +40,10 @@ from d2_covid.data.slice_lists import IMAGE_CLASSES
 from d2_covid.engine.carried_config import check_carried_classes, image_class_names
 from d2_covid.engine.checkpoint import check_facts, read_checkpoint
 from d2_covid.engine.seeding import seed_number
-from d2_covid.engine.setup import choose_device
 from d2_covid.errors import UserError
 from d2_covid.inference.batch import load_model
 from d2_covid.inference.explanation import explain_slice
+from d2_covid.inference.model_source import model_config
 from d2_covid.inference.ranked import keep_all_detections, predict_ranked
 from d2_covid.visualization.decision import Decision, figure_why
 from d2_covid.visualization.figures import FigureSlice, figure_2, figure_3
@@ -61,10 +62,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", required=True, type=Path, metavar="PNG", help="file to write")
 
     model = parser.add_argument_group("models")
-    model.add_argument("--config-file", required=True, metavar="YAML", help="of a classifier or a segmentation model")
-    model.add_argument("--weights", required=True, metavar="PTH", help="its checkpoint")
-    model.add_argument("--segmentation-config", metavar="YAML", help="segmentation model whose detections to draw")
-    model.add_argument("--segmentation-weights", metavar="PTH", help="its checkpoint")
+    model.add_argument("--weights", required=True, metavar="PTH", help="a classifier or a segmentation model")
+    model.add_argument("--config-file", metavar="YAML", help="its config [the weights' own]")
+    model.add_argument("--segmentation-weights", metavar="PTH", help="segmentation model whose detections to draw")
+    model.add_argument("--segmentation-config", metavar="YAML", help="its config [the weights' own]")
 
     data = parser.add_argument_group("slices")
     data.add_argument("--dataset", metavar="NAME", help="registered dataset of slices or of lesions")
@@ -94,14 +95,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.register_slices:
         register_slices_option(args.register_slices)
         args.dataset = args.dataset or args.register_slices[0]
-    classifier_cfg = model_config(args.config_file, args.weights, args.opts)
+    classifier_cfg = figure_config(args.config_file, args.weights, args.opts)
     classifies = classifier_cfg.MODEL.META_ARCHITECTURE == "CovidCTMaskNet"
     if args.figure == "why" and not classifies:
-        raise UserError(f"--figure why explains a classifier's class; {args.config_file} is a segmentation model.")
+        raise UserError(f"--figure why explains a classifier's class; {args.weights} is a segmentation model.")
     picked, image_classes = pick(args, classifier_cfg if classifies else None)
     models = [(load_model(classifier_cfg), classifier_cfg)]
-    if args.segmentation_config:
-        cfg = model_config(args.segmentation_config, args.segmentation_weights, args.opts)
+    if args.segmentation_weights:
+        cfg = figure_config(args.segmentation_config, args.segmentation_weights, args.opts)
         models.append((load_model(cfg), cfg))
     names = MASK_TYPES[models[-1][1].DATASETS.MASK_TYPE]
     draw = decision if args.figure == "why" else figure_slice
@@ -120,10 +121,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def check_arguments(args: argparse.Namespace) -> None:
     """Refuse options that don't go together, in a sentence that says which to give."""
-    if bool(args.segmentation_config) != bool(args.segmentation_weights):
-        raise UserError("A segmentation model is --segmentation-config and --segmentation-weights; one is missing.")
-    if args.figure == "why" and args.segmentation_config:
-        raise UserError("--figure why shows what the classifier saw: leave out --segmentation-config and -weights.")
+    if args.segmentation_config and not args.segmentation_weights:
+        raise UserError("--segmentation-config goes with --segmentation-weights; give them, too.")
+    if args.figure == "why" and args.segmentation_weights:
+        raise UserError("--figure why shows what the classifier saw: leave out --segmentation-weights.")
     if bool(args.input) == bool(args.dataset or args.register_slices):
         raise UserError("Give slices: either --dataset NAME (or --register-slices), or --input IMAGE ...")
     if args.true_class and not args.input:
@@ -144,7 +145,7 @@ def pick(args: argparse.Namespace, classifier: Any | None) -> tuple[list[PickedS
     """
     facts, own = {}, IMAGE_CLASSES
     if classifier is not None:
-        facts = read_checkpoint(args.weights).get("d2_covid", {})
+        facts = read_checkpoint(classifier.MODEL.WEIGHTS).get("d2_covid", {})
         check_facts(facts, classifier, args.weights)
         own = image_class_names(classifier, facts)
     if args.input:
@@ -157,11 +158,10 @@ def pick(args: argparse.Namespace, classifier: Any | None) -> tuple[list[PickedS
     return picked, of_dataset or own
 
 
-def model_config(config_file: str, weights: str, opts: Sequence[str]) -> Any:
-    """The model's config, with its weights, every detection that may be ranked, and a device that is there."""
-    cfg = get_config(config_file, [*opts, "MODEL.WEIGHTS", weights])
+def figure_config(config_file: str | None, weights: str, opts: Sequence[str]) -> Any:
+    """The model's config, with its weights and every detection that may be ranked."""
+    cfg = model_config(config_file, weights, opts)
     keep_all_detections(cfg)
-    choose_device(cfg, opts)
     return cfg
 
 

@@ -4,8 +4,10 @@
     python tools/visualize_data.py --source annotation --dataset cncb_merge_val --limit 20 --output overlays
     python tools/visualize_data.py --source predictions --dataset cncb_merge_val \\
         --predictions output/inference/cncb_merge_val/coco_instances_results.json --output overlays
-    python tools/visualize_data.py --source images --input slices/ \\
-        --config-file configs/segmentation/mask_rcnn_R_18_T1_FPN.yaml --weights output/model_best.pth --output overlays
+    python tools/visualize_data.py --source images --input slices/ --weights output/model_best.pth --output overlays
+
+--weights is a checkpoint or the name of a model that ships; --config-file is only needed where a checkpoint does not
+carry its config, or to go before it.
 
 One PNG a slice. Beside ground truth, dashed lines mark lesions that were not found and predictions that found none
 (overlap, IoU, below 0.5). Exit status: 0 done, 2 bad input (one line on stderr says what and how to mend it).
@@ -16,15 +18,14 @@ import sys
 from pathlib import Path
 from typing import Any, Callable, Iterator, Sequence
 
-from d2_covid import get_config
 from d2_covid.cli import run_command
 from d2_covid.data.datasets import ensure_registered, register_lesions
 from d2_covid.data.lesion_masks import MASK_TYPES
 from d2_covid.data.slice_datasets import EVALUATOR_TYPE
 from d2_covid.engine.seeding import seed_number
-from d2_covid.engine.setup import choose_device
 from d2_covid.errors import UserError
 from d2_covid.inference.batch import load_model, predict_slices
+from d2_covid.inference.model_source import model_config
 from d2_covid.visualization.gallery import Panel, dataset_panels, find_slices, read_predictions, sample, unique_stems
 from d2_covid.visualization.instances import from_instances
 from d2_covid.visualization.panels import contact_sheet, save_png, slice_panel
@@ -60,8 +61,8 @@ def build_parser() -> argparse.ArgumentParser:
 
     predicted = parser.add_argument_group("predictions")
     predicted.add_argument("--predictions", type=Path, metavar="JSON", help="coco_instances_results.json, or a model:")
-    predicted.add_argument("--config-file", metavar="YAML", help="config of the model")
     predicted.add_argument("--weights", metavar="PTH", help="checkpoint of the model")
+    predicted.add_argument("--config-file", metavar="YAML", help="its config [the weights' own]")
     predicted.add_argument(
         "--score-threshold", type=_share, default=0.5, metavar="X", help="leave out predictions that score less [0.5]"
     )
@@ -98,12 +99,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def check_arguments(args: argparse.Namespace) -> None:
     """Refuse options that don't go together, in a sentence that says which to give."""
-    with_model = bool(args.config_file and args.weights)
-    if bool(args.config_file) != bool(args.weights):
-        raise UserError("A model is --config-file and --weights; one of the two is missing.")
+    with_model = bool(args.weights)
+    if args.config_file and not with_model:
+        raise UserError("--config-file goes with --weights; give them, too.")
     if args.source == "images":
         if args.input is None or not with_model:
-            raise UserError("--source images needs --input DIR and a model: --config-file YAML --weights PTH.")
+            raise UserError("--source images needs --input DIR and a model: --weights PTH.")
         if args.predictions or args.dataset or args.register_lesions:
             raise UserError("--source images takes a folder and a model; for a dataset use --source predictions.")
         if args.output.resolve().is_relative_to(args.input.resolve()):
@@ -114,7 +115,7 @@ def check_arguments(args: argparse.Namespace) -> None:
     if args.input is not None:
         raise UserError(f"--input is for --source images; --source {args.source} takes its slices from the dataset.")
     if args.source == "predictions" and bool(args.predictions) == with_model:
-        raise UserError("--source predictions needs --predictions JSON, or a model: --config-file YAML --weights PTH.")
+        raise UserError("--source predictions needs --predictions JSON, or a model: --weights PTH.")
     if args.source == "annotation" and (args.predictions or with_model):
         raise UserError("--source annotation draws ground truth alone; for predictions use --source predictions.")
 
@@ -143,7 +144,7 @@ def annotated_panels(args: argparse.Namespace) -> tuple[int, Iterator[Panel | Us
 def image_panels(args: argparse.Namespace) -> tuple[int, Iterator[Panel | UserError]]:
     """How many images of the folder are to be drawn, and their panels, or what is wrong with one."""
     files = sample(find_slices(args.input), args.limit, args.seed)
-    cfg = model_config(args)
+    cfg = model_config(args.config_file, args.weights, args.opts)
     model, class_names = load_model(cfg), MASK_TYPES[cfg.DATASETS.MASK_TYPE]
     names = [file.relative_to(args.input) for file in files]
 
@@ -168,22 +169,15 @@ def model_prediction(
     Args:
         class_names, mask_type: of the dataset; None where its mask type is unknown.
     """
-    cfg = model_config(args)
+    cfg = model_config(args.config_file, args.weights, args.opts)
     own = MASK_TYPES[cfg.DATASETS.MASK_TYPE]
     if len(own) != len(class_names) or mask_type not in (None, cfg.DATASETS.MASK_TYPE):
         raise UserError(
-            f"The model of {args.config_file} predicts {', '.join(own)}, the dataset has {', '.join(class_names)}; "
+            f"The model {args.weights} predicts {', '.join(own)}, the dataset has {', '.join(class_names)}; "
             "give a dataset of the model's mask type."
         )
     model = load_model(cfg)
     return lambda record, image: from_instances(next(predict_slices(model, [image], cfg))[1])
-
-
-def model_config(args: argparse.Namespace):
-    """The model's config, with its weights and a device that is there."""
-    cfg = get_config(args.config_file, [*args.opts, "MODEL.WEIGHTS", args.weights])
-    choose_device(cfg, args.opts)
-    return cfg
 
 
 def _positive(text: str) -> int:

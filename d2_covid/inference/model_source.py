@@ -1,23 +1,26 @@
 """Which model: a config by path or by name, or the one that the weights carry, and the names of its classes."""
 
 import difflib
+import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Sequence
 
 import torch
 from detectron2.config import CfgNode
 
-from ..config import config_dir, get_config
+from ..config import config_dir, get_config, merge_overrides
 from ..data.files import sha256_of
 from ..data.lesion_masks import MASK_TYPES, require_mask_type
+from ..engine import setup
 from ..engine.carried_config import config_from_facts, image_class_names, silent_differences, without_machine
 from ..engine.checkpoint import read_checkpoint
-from ..engine.setup import check_device
 from ..errors import UserError
 from ..modeling.backbone import truncation_of
 from .model_card import ModelCard
 from .shipped import ShippedModel, default_model, find_shipped, names_shipped, shipped_at, shipped_names, verified
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -113,6 +116,25 @@ def resolve_model(
     )
 
 
+def model_config(config: str | Path | None, weights: str | Path, opts: Sequence[str] = ()) -> CfgNode:
+    """The config of a model for a tool that takes overrides, with its weights and a device that is there.
+
+    Args:
+        config: a path or the name of one; None: the weights' own.
+        weights: a path, or the name of a shipped model.
+        opts: ``KEY VALUE ...``, which go before what config or weights say.
+
+    Raises:
+        UserError: as :func:`resolve_model`, or an override that can't be set.
+    """
+    source = resolve_model(None if config is None else get_config(find_config(config), opts), weights)
+    for warning in source.warnings:
+        logger.warning("%s", warning)
+    merge_overrides(source.cfg, opts)
+    setup.choose_device(source.cfg, opts)
+    return source.cfg
+
+
 def choose_device(device: str) -> str:
     """``device``, or for "auto" the best there is.
 
@@ -121,7 +143,7 @@ def choose_device(device: str) -> str:
     """
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    check_device(device, "--device auto or cpu")
+    setup.check_device(device, "--device auto or cpu")
     return device
 
 

@@ -6,6 +6,7 @@ from io import BytesIO
 from d2_covid import get_config
 from d2_covid.data.figure_slices import dataset_slices, file_slices, partner_mask
 from d2_covid.data.lesion_masks import encode_mask
+from d2_covid.engine.carried_config import carried_facts
 from d2_covid.engine.checkpoint import model_facts, read_checkpoint, write_checkpoint
 from d2_covid.errors import UserError
 from d2_covid.visualization.figures import FigureSlice, combined_score_map, figure_2, figure_3, shown_detections
@@ -262,12 +263,12 @@ def test_a_dataset_of_other_class_names_is_refused(tool, own_classes, dataset, t
         (["--input", "a.png", "--dataset", "x"], "Give slices"),
         ([], "Give slices"),
         (["--dataset", "x", "--true-class", "0"], "--true-class goes with --input"),
-        (["--dataset", "x", "--segmentation-config", "y"], "one is missing"),
+        (["--dataset", "x", "--segmentation-config", "y"], "goes with --segmentation-weights"),
         (["--dataset", "x", "--number", "0"], "--number 0"),
         (["--dataset", "x", "--output", "f.pdf"], "written as .png"),
         (
-            ["--figure", "why", "--dataset", "x", "--segmentation-config", "y", "--segmentation-weights", "z"],
-            "leave out --segmentation-config",
+            ["--figure", "why", "--dataset", "x", "--segmentation-weights", "z"],
+            "leave out --segmentation-weights",
         ),
     ],
 )
@@ -278,7 +279,7 @@ def test_what_does_not_go_together(tool, weights, arguments, said):
 
 def test_why_shows_what_the_classifier_saw(tool, weights, dataset):
     (item,), _ = dataset_slices(dataset, 1, seed=0)
-    cfg = tool.model_config(CLASSIFIER, str(weights / "classifier.pth"), TINY)
+    cfg = tool.figure_config(CLASSIFIER, str(weights / "classifier.pth"), TINY)
     models = [(tool.load_model(cfg), cfg)]
     found, shown = tool.decision(item, models), tool.figure_slice(item, models)
     assert found.image_logits == pytest.approx(shown.image_logits, abs=1e-5)
@@ -289,10 +290,24 @@ def test_why_shows_what_the_classifier_saw(tool, weights, dataset):
     assert found.true_class == item.true_class == 2
 
 
-def test_why_needs_a_classifier(tool, dataset, tmp_path):
+def test_weights_that_carry_their_config_need_no_other(tool, weights, tmp_path):
+    checkpoint, file = read_checkpoint(weights / "classifier.pth"), tmp_path / "a.png"
+    checkpoint["d2_covid"] |= carried_facts(get_config(CLASSIFIER, TINY))
+    write_checkpoint(tmp_path / "classifier.pth", checkpoint)
+    Image.fromarray(np.full((64, 64), 90, np.uint8)).save(file)
+    arguments = ["--figure", "why", "--input", str(file), "--output", str(tmp_path / "f.png")]
+    assert tool.main([*arguments, "--weights", str(tmp_path / "classifier.pth")]) == 0
+    assert size_of((tmp_path / "f.png").read_bytes())[0] == 1872
+    with pytest.raises(UserError, match="does not say which model it holds"):
+        tool.main([*arguments, "--weights", str(weights / "classifier.pth")])
+    with pytest.raises(UserError, match="NO_SUCH"):
+        tool.main([*arguments, "--weights", str(tmp_path / "classifier.pth"), "MODEL.NO_SUCH", "1"])
+
+
+def test_why_needs_a_classifier(tool, weights, dataset, tmp_path):
     arguments = ["--figure", "why", "--dataset", dataset, "--output", str(tmp_path / "f.png")]
-    with pytest.raises(UserError, match="mask_rcnn_R_18_T2_FPN.yaml is a segmentation model") as refused:
-        tool.main([*arguments, "--config-file", SEGMENTATION, "--weights", "not_looked_for.pth", *TINY])
+    with pytest.raises(UserError, match=r"segmentation\.pth is a segmentation model") as refused:
+        tool.main([*arguments, *options(weights, "segmentation"), *TINY])
     assert "\n" not in str(refused.value)
 
 

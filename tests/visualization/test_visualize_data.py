@@ -107,7 +107,7 @@ def test_predictions_of_a_model_on_a_dataset_and_on_a_folder(tool, dataset, weig
     [
         (["--source", "annotation"], "--dataset NAME or --register-lesions"),
         (["--source", "predictions", "--dataset", "x"], "--predictions JSON, or a model"),
-        (["--source", "predictions", "--dataset", "x", "--config-file", "c"], "one of the two is missing"),
+        (["--source", "predictions", "--dataset", "x", "--config-file", "c"], "--config-file goes with --weights"),
         (["--source", "images"], "--input DIR and a model"),
         (["--source", "annotation", "--dataset", "x", "--input", "d"], "--input is for --source images"),
         (["--source", "annotation", "--dataset", "x", "--predictions", "p"], "use --source predictions"),

@@ -2,11 +2,15 @@
 
 import argparse
 import os
+import re
 import sys
 from typing import Callable, Sequence
 
 from .engine.children import ended_by_signals
 from .errors import UserError
+
+_KEY = re.compile(r"[A-Z][A-Z0-9_]*(\.[A-Z][A-Z0-9_]*)+")
+_TOP_KEYS = ("CUDNN_BENCHMARK", "OUTPUT_DIR", "SEED", "VIS_PERIOD")
 
 
 def run_command(main: Callable[[], int | None]) -> int:
@@ -27,6 +31,20 @@ def run_command(main: Callable[[], int | None]) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+
+
+def parse_with_overrides(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse, with config overrides, ``KEY VALUE ...``, at the end: they reach ``opts`` also from behind an option that
+    takes any number of values."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    start = len(argv)
+    while start >= 2 and (argv[start - 2] in _TOP_KEYS or _KEY.fullmatch(argv[start - 2])):
+        start -= 2
+    if start < len(argv) and "--" not in argv:
+        argv.insert(start, "--")
+    args = parser.parse_args(argv)
+    args.opts = args.opts[1:] if args.opts[:1] == ["--"] else args.opts  # argparse keeps it in what remains
+    return args
 
 
 def build_parser() -> argparse.ArgumentParser:

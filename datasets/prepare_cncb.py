@@ -106,7 +106,12 @@ def find_pairs(args: argparse.Namespace) -> Pairing:
         return pair_flat(args.source / "image", args.source / "mask", args.patient_pattern)
     if args.patient_pattern is not None:
         raise UserError("--patient-pattern is for the flat layout; in the cncb layout a folder is a patient.")
-    return pair_cncb(args.source)
+    try:
+        return pair_cncb(args.source)
+    except UserError as error:
+        if args.source.is_dir() and not (args.source / "image").is_dir():
+            raise UserError(f"{error} For one folder of images and one of masks use --images and --masks.") from error
+        raise
 
 
 def output_folder(args: argparse.Namespace) -> Path:

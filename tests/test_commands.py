@@ -1,5 +1,6 @@
 """The command ``d2-covid``, and how commands end."""
 
+import argparse
 import importlib.metadata
 import os
 import signal
@@ -9,7 +10,7 @@ import time
 
 import d2_covid
 import d2_covid_entry
-from d2_covid.cli import main, run_command
+from d2_covid.cli import main, parse_with_overrides, run_command
 from d2_covid.errors import UserError
 
 import pytest
@@ -81,6 +82,27 @@ def test_help_names_every_command(capsys):
         main(["--help"])
     assert stop.value.code == 0
     assert "doctor" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "files", "opts"),
+    [
+        (["--files", "a", "b", "MODEL.DEVICE", "cpu", "SEED", "1"], ["a", "b"], ["MODEL.DEVICE", "cpu", "SEED", "1"]),
+        (["--files", "NCP", "CP"], ["NCP", "CP"], []),
+        (["--files", "a", "--one", "x", "INPUT.MIN_SIZE_TEST", "-1"], ["a"], ["INPUT.MIN_SIZE_TEST", "-1"]),
+        (["--files", "a", "--", "OUTPUT_DIR", "x"], ["a"], ["OUTPUT_DIR", "x"]),
+        (["OUTPUT_DIR", "x"], None, ["OUTPUT_DIR", "x"]),
+        ([], None, []),
+    ],
+)
+@pytest.mark.parametrize("kind", ["*", argparse.REMAINDER])
+def test_overrides_at_the_end_are_told_from_what_an_option_takes(words, files, opts, kind):
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--files", nargs="+")
+    parser.add_argument("--one")
+    parser.add_argument("opts", nargs=kind)
+    args = parse_with_overrides(parser, words)
+    assert (args.files, list(args.opts)) == (files, opts)
 
 
 def _raise(error: BaseException):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Sequence
 
 from d2_covid import get_config
-from d2_covid.cli import run_command
+from d2_covid.cli import parse_with_overrides, run_command
 from d2_covid.config import config_dir
 from d2_covid.modeling.backbone import truncation_of
 from d2_covid.modeling.complexity import count_flops, count_parameters, fpn_input_surplus
@@ -61,11 +61,11 @@ def analyze(config_file: Path, size: int, opts: Sequence[str]) -> list:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument("--all", action="store_true", help="every segmentation and classification config that ships")
+    which.add_argument("--all", action="store_true", help="all configs of the paper's models")
     which.add_argument("--config-file", nargs="+", metavar="FILE", help="these configs only")
     parser.add_argument("--size", type=int, default=512, help="side of the input image, pixels (default 512)")
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config overrides")
-    args = parser.parse_args(argv)
+    args = parse_with_overrides(parser, argv)
 
     files = [Path(name) for name in args.config_file or ()]
     if args.all:

@@ -30,7 +30,7 @@ import sys
 from pathlib import Path
 from typing import Any, Sequence
 
-from d2_covid.cli import run_command
+from d2_covid.cli import parse_with_overrides, run_command
 from d2_covid.data.figure_slices import PickedSlice, dataset_slices, file_slices
 from d2_covid.data.files import atomic_write
 from d2_covid.data.lesion_masks import MASK_TYPES
@@ -90,7 +90,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Draw; returns the exit status."""
-    args = build_parser().parse_args(argv)
+    args = parse_with_overrides(build_parser(), argv)
     check_arguments(args)
     if args.register_slices:
         register_slices_option(args.register_slices)

@@ -12,8 +12,8 @@ Run the same command again, and it goes on where it stopped; a model that failed
 commands, and how long they take on this machine. The paper reports 17 hours of training for its Table 2 and 28 for its
 Table 3, on a GPU; a CPU takes weeks.
 
-Exit status: 0 every row done; 2 bad input, or rows that failed or that another command is training (the others stand in
-the table).
+Exit status: 0 every row done; 1 rows failed, or another command is training them (the others stand in the table); 2 bad
+input.
 """
 
 import argparse
@@ -23,7 +23,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from d2_covid.cli import run_command
+from d2_covid.cli import parse_with_overrides, run_command
 from d2_covid.data.phantom import write_phantoms
 from d2_covid.engine.seeding import seed_number
 from d2_covid.engine.steps import about
@@ -162,7 +162,7 @@ def announce(plan: Plan, found: dict[Run, Cost], machine: str) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Make them; returns the exit status."""
     arguments = sys.argv[1:] if argv is None else list(argv)
-    return make_tables(build_parser().parse_args(arguments), arguments)
+    return make_tables(parse_with_overrides(build_parser(), arguments), arguments)
 
 
 def make_tables(args: argparse.Namespace, arguments: Sequence[str]) -> int:
@@ -205,11 +205,14 @@ def make_tables(args: argparse.Namespace, arguments: Sequence[str]) -> int:
     print("Research software: not a medical device.")
     if failures:
         names = ", ".join(run.name for run in failures)
-        raise UserError(f"{len(failures)} of {len(plan.runs)} trainings failed ({names}); run it again to try again.")
-    if left := waiting_runs(plan):
+        what = f"{len(failures)} of {len(plan.runs)} trainings failed ({names}); run it again to try again."
+    elif left := waiting_runs(plan):
         names = ", ".join(run.name for run in left)
-        raise UserError(f"Another command is training {names}; its rows are missing here until that has ended.")
-    return 0
+        what = f"Another command is training {names}; its rows are missing here until that has ended."
+    else:
+        return 0
+    print(f"error: {what}", file=sys.stderr)
+    return 1
 
 
 if __name__ == "__main__":

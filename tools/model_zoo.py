@@ -134,7 +134,8 @@ def run_grid(args: argparse.Namespace) -> int:
         # Seeds read the same ranked detections: computed once for all.
         cache = ["MODEL.CLASSIFIER.CACHE_DIR", str(folder / "ranked_cache")] if row.kind == "classifier" else []
         script = str(CHECKOUT / "tools/train_net.py")
-        return [sys.executable, script, "--resume", *config, *rest, *machine.options(), *cache]
+        # What --opts asks for goes before how rows are run here.
+        return [sys.executable, script, "--resume", *config, *machine.options(), *cache, *rest]
 
     at_once = f"{machine.jobs} at a time with {machine.threads} threads each"
     print(f"{len(rows)} rows, {at_once}; logs in {args.output / 'logs'}", flush=True)

@@ -15,7 +15,7 @@ import sys
 from typing import Sequence
 
 from d2_covid import get_config
-from d2_covid.cli import run_command
+from d2_covid.cli import parse_with_overrides, run_command
 from d2_covid.data.datasets import register_lesions
 from d2_covid.data.slice_datasets import register_slices_option
 from d2_covid.engine.run import run_evaluation, run_training
@@ -94,7 +94,7 @@ def check_launch(args: argparse.Namespace) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; starts one process per GPU where several are asked for."""
     command = [sys.argv[0], *(sys.argv[1:] if argv is None else argv)]
-    args = build_parser().parse_args(argv)
+    args = parse_with_overrides(build_parser(), argv)
     args.command = command
     if args.num_gpus * args.num_machines <= 1:
         return work(args)

@@ -10,7 +10,8 @@
 carry its config, or to go before it.
 
 One PNG a slice. Beside ground truth, dashed lines mark lesions that were not found and predictions that found none
-(overlap, IoU, below 0.5). Exit status: 0 done, 2 bad input (one line on stderr says what and how to mend it).
+(overlap, IoU, below 0.5). Exit status: 0 done, 1 some slices can't be drawn, 2 bad
+input (one line on stderr says what and how to mend it).
 """
 
 import argparse
@@ -18,7 +19,7 @@ import sys
 from pathlib import Path
 from typing import Any, Callable, Iterator, Sequence
 
-from d2_covid.cli import run_command
+from d2_covid.cli import parse_with_overrides, run_command
 from d2_covid.data.datasets import ensure_registered, register_lesions
 from d2_covid.data.lesion_masks import MASK_TYPES
 from d2_covid.data.slice_datasets import EVALUATOR_TYPE
@@ -75,8 +76,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Draw; returns the exit status."""
-    parser = build_parser()
-    args = parser.parse_args(argv)
+    args = parse_with_overrides(build_parser(), argv)
     check_arguments(args)
     if args.source == "images":
         count, panels = image_panels(args)
@@ -94,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if thumbnails:
         save_png(args.output / SHEET, contact_sheet(thumbnails))
     print(f"{count - failed} of {count} slices drawn, in {args.output.resolve()}")
-    return 2 if failed else 0
+    return 1 if failed else 0
 
 
 def check_arguments(args: argparse.Namespace) -> None:

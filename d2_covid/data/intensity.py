@@ -42,13 +42,16 @@ class Unit:
                 hounsfield = np.array(values, dtype=np.float32)
             hounsfield[~np.isfinite(hounsfield)] = AIR_HU
             return hounsfield
+        missing = ~np.isfinite(values)
+        values = np.where(missing, 0, values)
         if self.kind == "short":  # as preprocessing.read_slice does
-            gray = (np.asarray(values, dtype=np.int64) + 128) // 257
+            gray = (values.astype(np.int64) + 128) // 257
         else:
-            scale = 255.0 if self.kind == "unit" else 1.0
-            gray = np.floor(np.nan_to_num(np.asarray(values, np.float64), nan=0.0, posinf=0.0) * scale + 0.5)
+            gray = np.floor(values.astype(np.float64) * (255.0 if self.kind == "unit" else 1.0) + 0.5)
         gray = np.clip(gray, 0, 255).astype(np.uint8)
-        return 255 - gray if self.inverted else gray
+        gray = 255 - gray if self.inverted else gray
+        gray[missing] = 0
+        return gray
 
 
 @dataclass

@@ -53,8 +53,16 @@ def find_cncb_folder(source: Path) -> Path:
         raise UserError(f"{source}: no such folder.")
     raise UserError(
         f"{source} has no folders image/ and mask/, as the CNCB layout has them (image/<patient>/<slice>.jpg, "
-        "mask/<patient>/<slice>.png); for one folder of images and one of masks use --images and --masks."
+        "mask/<patient>/<slice>.png)."
     )
+
+
+def pair_set(source: str | Path) -> Pairing:
+    """Pairs of a folder with ``image/`` and ``mask/``: of the CNCB layout, or flat where ``image/`` has no folders."""
+    folder = find_cncb_folder(Path(source))
+    if any(entry.is_dir() for entry in (folder / "image").iterdir()):
+        return pair_cncb(folder)
+    return pair_flat(folder / "image", folder / "mask")
 
 
 def pair_cncb(source: str | Path) -> Pairing:

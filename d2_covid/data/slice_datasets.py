@@ -146,7 +146,8 @@ def check_image_classes(cfg: CfgNode, names: Sequence[str]) -> None:
         if len(classes) != cfg.MODEL.CLASSIFIER.NUM_CLASSES:
             raise UserError(
                 f"Dataset {name} has {len(classes)} image classes ({', '.join(classes)}), and the model has "
-                f"{cfg.MODEL.CLASSIFIER.NUM_CLASSES}; set MODEL.CLASSIFIER.NUM_CLASSES {len(classes)}."
+                f"{cfg.MODEL.CLASSIFIER.NUM_CLASSES}; set MODEL.CLASSIFIER.NUM_CLASSES {len(classes)}, or name the "
+                "classes when you register it."
             )
         first = MetadataCatalog.get(names[0]).image_classes
         if list(classes) != list(first):

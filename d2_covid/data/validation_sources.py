@@ -13,7 +13,7 @@ import pycocotools.mask as mask_util
 from ..errors import UserError
 from .coco_json import check_box, patient_of, read_coco, to_rle
 from .datasets import ensure_registered, lesion_source
-from .pairing import natural_key, pair_cncb
+from .pairing import natural_key, pair_set
 from .slice_datasets import slice_source
 from .slice_lists import IMAGE_CLASSES, cncb_file, read_list
 from .validation_findings import Findings
@@ -63,7 +63,7 @@ def read_source(
 
     Args:
         item: a registered dataset, a COCO json, a list of slices (csv, or txt as COVIDx-CT has it), or a folder in the
-            CNCB layout.
+            CNCB layout, or a flat one.
         image_root: where the images of a json or list lie; None: as the json says, or beside the file.
         image_classes: names of the classes of a list; None: the paper's three.
 
@@ -104,7 +104,7 @@ def _folders(*folders: str | Path) -> frozenset[str]:
 
 
 def _read_folder(folder: Path, findings: Findings) -> Split:
-    pairing = pair_cncb(folder)
+    pairing = pair_set(folder)
     for path in pairing.images_without_mask:
         findings.add("image_without_mask", path, f"{path} has no mask of the same name.", (str(path),))
     for path in pairing.masks_without_image:

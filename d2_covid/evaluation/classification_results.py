@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import UserError
 from .bootstrap import Interval, bootstrap_intervals
 from .calibration import brier_score, expected_calibration_error, reliability_bins
 from .classification_metrics import Measure, confusion_matrix, confusion_rows, measure_function, wilson_interval
@@ -79,8 +80,12 @@ def classification_results(
         ``classes``, ``slices``, ``patients`` (None where unknown), ``intervals`` (how they were made), ``confusion``
         (counts and rows), ``measures``, ``calibration``, and ``by_patient`` (empty where patients are unknown): one
         entry an aggregation, each with ``confusion`` and ``measures``.
+
+    Raises:
+        UserError: a score or logit is not finite; the message names its slice.
     """
     names, truth = list(predictions.class_names), predictions.truth
+    _check_finite(predictions)
     groups = list(predictions.patient_ids) if predictions.has_patients else list(range(len(truth)))
     unit = "patient" if predictions.has_patients else "slice"
     calibration = reliability_bins(predictions.scores, truth, bins)
@@ -196,6 +201,13 @@ def _intervals(
                 "note": _note(interval),
             }
     return found
+
+
+def _check_finite(predictions: SlicePredictions) -> None:
+    bad = ~(np.isfinite(predictions.scores) & np.isfinite(predictions.logits)).all(axis=1)
+    if bad.any():
+        file = predictions.files[int(bad.argmax())]
+        raise UserError(f"{file} has scores that are no numbers, as {int(bad.sum())} slices do; was training stable?")
 
 
 def _interval_note(predictions: SlicePredictions, patients: int) -> str:

@@ -48,10 +48,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--assume-window", action="store_true", help="take volumes not in Hounsfield units as gray of a lung window"
     )
     parser.add_argument(
-        "--score-threshold", type=float, metavar="S", help="detections from this score on are lesions (default: 0.5)"
+        "--score-threshold",
+        type=float,
+        metavar="S",
+        help="detections from this score on are lesions (default: what the model says, mostly 0.5)",
     )
     parser.add_argument(
-        "--window", type=float, nargs=2, metavar=("LEVEL", "WIDTH"), help="in Hounsfield units (default: -600 1500)"
+        "--window", type=float, nargs=2, metavar=("LEVEL", "WIDTH"), help="in Hounsfield units (default: the model's)"
     )
     parser.add_argument("--batch-size", type=int, metavar="N", help="slices to a pass (default: 4 on a CPU, else 8)")
     parser.add_argument(

@@ -140,7 +140,10 @@ class Predictor:
                 outputs = self._forward([tensor for _, _, tensor in batch], [gray.shape for _, gray, _ in batch])
             for (index, gray, _), output in zip(batch, outputs, strict=True):
                 with _timed(seconds, "lung"):
-                    lung = next(lungs) if lungs is not None else lung_mask(gray)
+                    if lungs is not None:
+                        lung = next(lungs)
+                    else:
+                        lung = lung_mask(series.slice(index) if series.hounsfield else gray)
                 with _timed(seconds, "model"):
                     result = self._slice_result(series, index, output, lung, summary)
                 if on_slice is not None:

@@ -58,14 +58,14 @@ def image_loss(
     """Mean classification loss of a batch of images, a scalar.
 
     ``bce`` is binary cross-entropy with logits on the one-hot class, averaged over the C classes (the paper's program);
-    ``ce`` is cross-entropy. With class weights, each image counts as much as the weight of its true class, and the mean
-    is over the weights, so that equal weights change nothing.
+    ``ce`` is cross-entropy. With class weights, each image counts by the weight of its true class as a share of their
+    mean: equal weights change nothing, and a batch's images count alike however processes share them.
 
     Args:
         image_logits: (N, C).
         image_classes: (N,) int64, 0 to C - 1.
         loss: one of :data:`LOSSES`.
-        class_weights: C numbers, or empty.
+        class_weights: C numbers from 0 on, not all 0, or empty.
     """
     if loss == "bce":
         one_hot = F.one_hot(image_classes, image_logits.shape[1]).to(image_logits.dtype)
@@ -76,8 +76,8 @@ def image_loss(
         raise ValueError(f"loss must be one of {', '.join(LOSSES)}, not {loss!r}")
     if not class_weights:
         return per_image.mean()
-    weights = image_logits.new_tensor(class_weights)[image_classes]
-    return (per_image * weights).sum() / weights.sum()
+    weights = image_logits.new_tensor(class_weights)
+    return (per_image * weights[image_classes]).mean() / weights.mean()
 
 
 def image_scores(image_logits: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:

@@ -4,6 +4,7 @@ Shape shorthand: N images, R RoIs over all images, Ri of image i, K lesion class
 C image classes.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Sequence
 
@@ -167,6 +168,12 @@ class CovidROIHeads(LesionROIHeads):
         if node.CLASS_WEIGHTS and len(node.CLASS_WEIGHTS) != node.NUM_CLASSES:
             raise UserError(
                 f"MODEL.CLASSIFIER.CLASS_WEIGHTS has {len(node.CLASS_WEIGHTS)} numbers for {node.NUM_CLASSES} classes."
+            )
+        if any(not 0 <= weight < math.inf for weight in node.CLASS_WEIGHTS) or node.CLASS_WEIGHTS and not any(
+            node.CLASS_WEIGHTS
+        ):
+            raise UserError(
+                f"MODEL.CLASSIFIER.CLASS_WEIGHTS {tuple(node.CLASS_WEIGHTS)}: each is 0 or more, and not all are 0."
             )
         ret["image_classifier"] = ImageClassifier(cfg)
         ret["ranking"] = RankingOptions.from_config(cfg)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..data.pairing import Pairing, find_cncb_folder, pair_cncb, pair_flat
+from ..data.pairing import Pairing, pair_set
 from ..data.slice_lists import IMAGE_CLASSES, ListedSlice, count_by_class, read_list
 from ..data.slices import find_images
 from ..data.splits import Splits, split_by_fraction, split_by_lists, split_by_patients
@@ -171,10 +171,7 @@ def find_class_set(
 def _pair(folder: Path) -> Pairing:
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; --cncb takes that of CNCB's slices and lesion masks.")
-    found = find_cncb_folder(folder)
-    if any(entry.is_dir() for entry in (found / "image").iterdir()):
-        return pair_cncb(found)
-    return pair_flat(found / "image", found / "mask")
+    return pair_set(folder)
 
 
 def _papers_split(pairing: Pairing, folder: Path) -> Splits:

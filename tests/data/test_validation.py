@@ -56,6 +56,15 @@ def _found(*items, **options) -> dict[str, int]:
 # ---- folders ----
 
 
+def test_a_flat_folder_is_checked_like_a_prepared_one(folder, tmp_path):
+    flat = tmp_path / "flat"
+    for kind in ("image", "mask"):
+        (flat / kind).mkdir(parents=True)
+        for path in (folder / kind).rglob("*.*"):
+            (flat / kind / f"{path.parent.name}_{path.name}").write_bytes(path.read_bytes())
+    assert _found(flat) == _found(folder)
+
+
 def test_a_good_folder(folder):
     found = validate([folder])
     assert dict(found.findings.counts) == {"no_lesion": 1} and (found.errors, found.warnings) == (0, 0)

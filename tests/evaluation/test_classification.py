@@ -171,6 +171,14 @@ def test_other_files_are_no_predictions(tmp_path, text, said):
         read_predictions(path)
 
 
+@pytest.mark.parametrize("field", ["scores", "logits"])
+def test_scores_that_are_no_numbers_name_their_slice(field):
+    given = predictions()
+    getattr(given, field)[7, 1] = np.nan
+    with pytest.raises(UserError, match=r"slice, 7\.png has scores that are no numbers, as 1 slices do"):
+        classification_results(given, FEW)
+
+
 def test_damaged_predictions(tmp_path):
     path = tmp_path / "predictions.csv"
     write_predictions(path, predictions())

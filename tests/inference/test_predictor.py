@@ -6,6 +6,7 @@ import pickle
 
 from d2_covid import get_config
 from d2_covid.data.discovery import discover
+from d2_covid.data.lung import lung_mask
 from d2_covid.data.mappers import LesionDatasetMapper
 from d2_covid.data.preprocessing import window_to_uint8
 from d2_covid.data.slice_datasets import COVID_CT_CLASSES
@@ -121,6 +122,16 @@ def test_slice_volume_and_files_agree(classifier, scans, tmp_path):
     assert scores == sorted(scores, reverse=True)
     assert by_volume.lesion_volume_ml == pytest.approx(by_dicom.lesion_volume_ml, rel=1e-3)
     assert [rule.rule for rule in by_volume.classes] == ["any_k", "top_k_mean", "mean"]
+
+
+def test_the_lung_of_hounsfield_units_is_found_by_them_whatever_the_spacing(classifier, scans):
+    values = scans.body(1)[0]
+    dense = np.where(values < -400, values + 600, values)  # no lung any more, but still the darkest
+    assert lung_mask(window_to_uint8(dense, -600, 1500)).any()
+    for one in (values, dense):
+        alone, placed = classifier.slice(one), classifier.slice(one, SPACING[1:])
+        assert alone.lung_mask == placed.lung_mask and alone.lung_area_px == placed.lung_area_px
+    assert alone.lung_area_px == 0
 
 
 def test_contributions_explain_the_class(classifier, scans):

@@ -40,7 +40,11 @@ def test_cross_entropy():
 def test_class_weights_weigh_images(loss):
     single = [image_loss(LOGITS[i : i + 1], CLASSES[i : i + 1], loss).item() for i in range(2)]
     weighted = image_loss(LOGITS, CLASSES, loss, class_weights=(1, 5, 3)).item()
-    assert weighted == pytest.approx((single[0] + 3 * single[1]) / 4, rel=1e-6)
+    assert weighted == pytest.approx((1 / 3 * single[0] + 3 / 3 * single[1]) / 2, rel=1e-6)
+    # As where processes, or a validation, take one image each.
+    alone = [image_loss(LOGITS[i : i + 1], CLASSES[i : i + 1], loss, (1, 5, 3)).item() for i in range(2)]
+    assert weighted == pytest.approx(sum(alone) / 2, rel=1e-6)
+    assert image_loss(LOGITS[:1], CLASSES[:1], loss, (0, 1, 1)).item() == 0
     assert image_loss(LOGITS, CLASSES, loss, (2, 2, 2)).item() == pytest.approx(sum(single) / 2, rel=1e-6)
 
 

@@ -231,6 +231,8 @@ def test_every_classifier_has_the_detector_of_its_segmentation_model():
         (["MODEL.CLASSIFIER.PADDING", "zeros"], "MODEL.CLASSIFIER.PADDING must be one of even, sampled"),
         (["MODEL.CLASSIFIER.LOSS", "mse"], "MODEL.CLASSIFIER.LOSS must be one of bce, ce"),
         (["MODEL.CLASSIFIER.CLASS_WEIGHTS", "(1.0, 2.0)"], "CLASS_WEIGHTS has 2 numbers for 3 classes"),
+        (["MODEL.CLASSIFIER.CLASS_WEIGHTS", "(1.0, -2.0, 1.0)"], "each is 0 or more"),
+        (["MODEL.CLASSIFIER.CLASS_WEIGHTS", "(0.0, 0.0, 0.0)"], "not all are 0"),
         (["MODEL.ROI_HEADS.NAME", "LesionROIHeads"], "MODEL.ROI_HEADS.NAME CovidROIHeads, not LesionROIHeads"),
     ],
 )

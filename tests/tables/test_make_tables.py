@@ -71,9 +71,9 @@ def test_both_tables_on_phantoms(tool, quick, tmp_path, capsys, monkeypatch):
     # A model that can't start costs the other nothing, and its row says why.
     other = tmp_path / "other"
     two = ["--table", "2", "--output", str(other), "--models", "R18-T1", "R18-T2", "--init", str(final), *quick]
-    with pytest.raises(UserError, match=r"1 of 2 trainings failed \(Mask R-CNN R18-T1, seed 0\)"):
-        tool.main(two)
-    assert "FAILED" in capsys.readouterr().out
+    assert tool.main(two) == 1
+    said = capsys.readouterr()
+    assert "FAILED" in said.out and "1 of 2 trainings failed (Mask R-CNN R18-T1, seed 0)" in said.err
     failed, done = rows_of(other / "table2.csv")[:2]
     assert (failed["state"], failed["coco_mask_ap"]) == ("failed", "") and done["state"] == "done"
     page = (other / "table2.md").read_text(encoding="utf-8")

@@ -169,9 +169,7 @@ class CovidROIHeads(LesionROIHeads):
             raise UserError(
                 f"MODEL.CLASSIFIER.CLASS_WEIGHTS has {len(node.CLASS_WEIGHTS)} numbers for {node.NUM_CLASSES} classes."
             )
-        if any(not 0 <= weight < math.inf for weight in node.CLASS_WEIGHTS) or node.CLASS_WEIGHTS and not any(
-            node.CLASS_WEIGHTS
-        ):
+        if node.CLASS_WEIGHTS and not (min(node.CLASS_WEIGHTS) >= 0 and 0 < sum(node.CLASS_WEIGHTS) < math.inf):
             raise UserError(
                 f"MODEL.CLASSIFIER.CLASS_WEIGHTS {tuple(node.CLASS_WEIGHTS)}: each is 0 or more, and not all are 0."
             )

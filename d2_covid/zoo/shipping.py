@@ -18,7 +18,7 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
 from .. import __version__
-from ..config import get_config
+from ..config import get_config, merge_overrides
 from ..data.files import atomic_write, sha256_of, write_json
 from ..data.phantom import phantom_patient
 from ..data.preprocessing import network_input
@@ -218,10 +218,7 @@ def _config(source: ModelSource, shared: ShippedModel | None, opts: Sequence[str
             raise UserError(f"{source.weights} is a lesion model: it has no base.")
         own = config_from_facts(read_checkpoint(shared.path).get("d2_covid", {}), shared.path)
         cfg.MODEL.MASK_ON, cfg.MODEL.ROI_MASK_HEAD = own.MODEL.MASK_ON, own.MODEL.ROI_MASK_HEAD
-    try:
-        cfg.merge_from_list(list(opts))
-    except (KeyError, ValueError, AssertionError) as error:
-        raise UserError(f"{' '.join(opts)} can't be set ({error.args[0] if error.args else error}).") from error
+    merge_overrides(cfg, opts)
     return cfg
 
 

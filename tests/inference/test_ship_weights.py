@@ -214,8 +214,8 @@ def test_the_command_changes_the_card_alone(run, ships, capsys):
         ({"weights": "classifier.pth", "base": "nobody"}, "no shipped model nobody"),
         ({"base": "tiny_lesion"}, "is a lesion model: it has no base"),
         ({"facts": {}}, "the card of mine: summary is missing"),
-        ({"opts": ["TEST.NOTHING", "1"]}, "TEST.NOTHING 1 can't be set"),
-        ({"opts": ["INPUT.MIN_SIZE_TEST"]}, "can't be set"),
+        ({"opts": ["TEST.NOTHING", "1"]}, "Config override TEST.NOTHING 1: Non-existent key"),
+        ({"opts": ["INPUT.MIN_SIZE_TEST"]}, "Override list has odd length"),
         ({"limit": 1000}, "a model that ships has 1,000 at most"),
     ],
 )

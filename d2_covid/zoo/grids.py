@@ -158,7 +158,7 @@ GRIDS: dict[str, Callable[[], list[Row]]] = {
 }
 """Grids of lesion models by name; those of classifiers need detectors (:func:`classifier_rows`)."""
 
-CLASSIFIER_GRIDS = ("classifier", "classifier_paper")
+CLASSIFIER_GRIDS = ("classifier", "classifier_paper", "classifier_paper_bf16")
 
 
 def classifier_rows(
@@ -172,15 +172,17 @@ def classifier_rows(
     """Trainings of a classifier on COVID-CT's figures, one a seed.
 
     Args:
-        grid: ``classifier`` (the tuned config's way) or ``classifier_paper`` (the paper's).
+        grid: ``classifier`` (the tuned config's way), ``classifier_paper`` (the paper's) or ``classifier_paper_bf16``.
         detector: what the lesion model is called in the rows' names.
         weights: the lesion model.
         size: overrides of the input's size, where the lesion model reads another one than the config.
         configs: folder of the config that the lesion model fits.
     """
     opts = ("MODEL.CLASSIFIER.NUM_CLASSES", "2", *size)
-    if grid == "classifier_paper" and configs.endswith("tuned"):
+    if grid != "classifier" and configs.endswith("tuned"):
         opts += _PAPER_CLASSIFIER
+    if grid == "classifier_paper_bf16":
+        opts += _BFLOAT16
     config = f"{configs}/covid_ct_mask_net_{MODELS[model]}.yaml"
     return [Row(grid, model, detector, seed, "classifier", config, opts, _CLASSES, weights) for seed in SEEDS]
 

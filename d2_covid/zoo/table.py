@@ -50,10 +50,12 @@ def _lesions(groups: Sequence[Group], records: Sequence[Mapping[str, Any]]) -> s
     if train and val:
         about += [f"Trained on {_counts(train)}, validated on {_counts(val)}; merged masks (one class, lesion).", ""]
     rows, intervals = [], []
+    finished = {(g.recipe, g.start, g.model): number for number, g in enumerate(groups, 1) if g.records}
     for number, group in enumerate(groups, 1):
         row = [str(number), f"`{group.recipe}`", group.start, group.model]
         figures = [group.metric(name).text(1) for name in _AP] + [group.metric(name).text(3) for name in _DICE]
-        rows.append([*row, *_training(group), *figures])
+        in_half = finished.get((f"{group.recipe}_bf16", group.start, group.model))
+        rows.append([*row, *_training(group, in_half), *figures])
         if group.records:
             ends = [_interval(group, name, 1) for name in _AP] + [_interval(group, name, 3) for name in _DICE]
             intervals.append([*row, *ends])
@@ -145,10 +147,10 @@ def _millions(name: str) -> str:
     return "–" if size is None else f"{size.total:.2f} M"
 
 
-def _training(group: Group) -> list[str]:
-    """Cells of parameters, seeds, slices × passes, seconds and device."""
+def _training(group: Group, in_half: int | None = None) -> list[str]:
+    """Cells of parameters, seeds, slices × passes, seconds and device; ``in_half``: row of the same in bfloat16."""
     if not group.records:
-        return ["–", "0", "–", "–", "–"]
+        return ["–", f"0; in bfloat16: row {in_half}" if in_half else "0", "–", "–", "–"]
     first = group.records[0]
     passes = first["iterations"] * first["batch"] / first["training_slices"]
     steps, everything = group.fact("step_seconds"), group.fact("seconds")

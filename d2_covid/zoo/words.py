@@ -18,6 +18,8 @@ RECIPES = {
     "gets wrong",
     "classifier_paper": "the paper's: module S and BatchNorm train, 50 passes, 8 slices at a time, learning rate "
     "0.00001",
+    "classifier_paper_bf16": "the paper's whole recipe, its forward and backward passes in bfloat16: on a CPU that has "
+    "it, half the time",
     "classifier_paper_5": "the first 5 of the paper's 50 passes, as many as `classifier_5` has: module S and BatchNorm "
     "train, 8 slices at a time, learning rate 0.00001",
 }

@@ -87,7 +87,7 @@ def test_recipes_say_what_they_are():
     assert thrice.INPUT == cfg(lesion_grid("tuned")[0]).INPUT
     phantom, tuned = cfg(lesion_grid("phantom")[0]), cfg(lesion_grid("tuned")[0])
     assert phantom.MODEL.ANCHOR_GENERATOR == tuned.MODEL.ANCHOR_GENERATOR  # or the one could not start from the other
-    ours, papers = (cfg(classifier_rows(grid, "R18-T1", "x", "w")[0]) for grid in CLASSIFIER_GRIDS)
+    ours, papers, half = (cfg(classifier_rows(grid, "R18-T1", "x", "w")[0]) for grid in CLASSIFIER_GRIDS)
     published = get_config("classification/covid_ct_mask_net_R_18_T1_FPN.yaml")
     assert not ours.MODEL.CLASSIFIER.TRAIN_NORM and papers.MODEL.CLASSIFIER.TRAIN_NORM
     for key in ("OPTIMIZER", "BASE_LR", "WEIGHT_DECAY", "WEIGHT_DECAY_NORM", "IMS_PER_BATCH", "EPOCHS", "WARMUP_ITERS"):
@@ -96,6 +96,9 @@ def test_recipes_say_what_they_are():
         assert papers.SOLVER[key] == published.SOLVER[key], key
     assert not any(cfg.SOLVER[key].ENABLED for cfg in (papers, published) for key in ("CLIP_GRADIENTS", "AMP"))
     assert {**papers.MODEL.CLASSIFIER, "NUM_CLASSES": 3} == dict(published.MODEL.CLASSIFIER)
+    assert half.SOLVER.AMP == {"ENABLED": True, "DTYPE": "bfloat16"}
+    assert {**half.SOLVER, "AMP": None} == {**papers.SOLVER, "AMP": None}
+    assert (half.INPUT, half.MODEL, half.DATASETS) == (papers.INPUT, papers.MODEL, papers.DATASETS)
 
 
 def test_another_recipe_needs_a_name():

@@ -26,6 +26,7 @@ from d2_covid.zoo.data import prepare_data
 from d2_covid.zoo.detectors import detector_rows
 from d2_covid.zoo.grids import CLASSIFIER_GRIDS, GRIDS, MODELS, Row, changed, final_weights, lesion_grid
 from d2_covid.zoo.pack import best_record, pack
+from d2_covid.zoo.peers import read_peers
 from d2_covid.zoo.records import FINISHED, read_records
 from d2_covid.zoo.runner import Machine, Runner
 from d2_covid.zoo.table import zoo_page
@@ -76,6 +77,8 @@ def build_parser() -> argparse.ArgumentParser:
     table.add_argument(
         "--records", nargs="+", type=Path, default=[CHECKOUT / "docs/zoo"], metavar="DIR", help="folders [docs/zoo]"
     )
+    peers = CHECKOUT / "docs/zoo/peers"
+    table.add_argument("--peers", type=Path, default=peers, metavar="DIR", help="of other libraries [docs/zoo/peers]")
     page = CHECKOUT / "MODEL_ZOO.md"
     table.add_argument("-o", "--output", type=Path, default=page, metavar="FILE", help="[MODEL_ZOO.md]")
     table.set_defaults(work=write_table)
@@ -159,7 +162,7 @@ def make_pack(args: argparse.Namespace) -> int:
 def write_table(args: argparse.Namespace) -> int:
     """`table`."""
     records = read_records(args.records)
-    _write(args.output, zoo_page(records))
+    _write(args.output, zoo_page(records, read_peers(args.peers)))
     finished = sum(record["status"] == FINISHED for record in records)
     print(f"{args.output}: {finished} of {len(records)} trainings finished")
     return 0

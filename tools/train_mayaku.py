@@ -3,8 +3,12 @@
 
     pip install mayaku
     python tools/train_mayaku.py --name radiopaedia --minutes 6 --device cuda --output output/mayaku
+    python tools/train_mayaku.py --like docs/zoo/tuned-R18-T1-scratch-s1.json --output output/mayaku
 
 The set is one that datasets/prepare_cncb.py made: annotations/merge_train.json is trained on, merge_val.json evaluated.
+The config gives anchors, thresholds and heads, the size of slices, batch, learning rate and weight decay; the optimiser
+is AdamW. --like takes config and set from a training of the model zoo, and as many seconds as its steps took.
+
 A few steps are trained first, to see how long they take; then, from new random weights, as many slices as fit into the
 minutes: the whole set so many times, and a part of it, drawn at random, once more. On a CPU mayaku computes in float32,
 whatever is asked of it; on a GPU in bfloat16.
@@ -14,6 +18,7 @@ Exit status: 0 done, 2 bad input.
 
 import argparse
 import json
+import os
 import random
 import sys
 import time
@@ -22,16 +27,23 @@ from pathlib import Path
 from typing import Any, Sequence
 
 from d2_covid import get_config
-from d2_covid.benchmark.mayaku_peer import mayaku_config, mayaku_version
+from d2_covid.benchmark.mayaku_peer import count_mayaku_parameters, mayaku_config, mayaku_version
 from d2_covid.cli import run_command
 from d2_covid.data.coco_json import load_lesion_json
 from d2_covid.data.datasets import prepared_json
-from d2_covid.data.files import write_json
+from d2_covid.data.files import sha256_of, write_json
+from d2_covid.engine.run_record import device_name, versions
 from d2_covid.errors import UserError
 from d2_covid.inference.model_source import choose_device
+from d2_covid.zoo.grids import FOLDER
+from d2_covid.zoo.records import FINISHED, read_record_file
+
+import torch
+from detectron2.config import CfgNode
 
 PROBE_STEPS = 2, 8
 """Steps of the two trainings that show how long a slice takes, and how long start-up."""
+CONFIG = "segmentation/tuned/mask_rcnn_R_18_T1_FPN.yaml"
 
 
 @dataclass(frozen=True)
@@ -43,22 +55,61 @@ class LesionSet:
     slices: int
 
 
+@dataclass(frozen=True)
+class Task:
+    """What to train on, how, and for how long: seconds, or epochs."""
+
+    name: str
+    cfg: CfgNode
+    seconds: float | None
+    epochs: int | None
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--name", required=True, help="name of the prepared set")
-    parser.add_argument("--model", default="R_18_T1", help="our model whose shape it takes (default R_18_T1)")
-    parser.add_argument("--size", type=int, help="side of the input in pixels [that of our config, 512]")
+    parser.add_argument("--name", help="name of the prepared set")
+    parser.add_argument("--config-file", metavar="FILE", help=f"our config whose shape and recipe it takes [{CONFIG}]")
+    parser.add_argument("--size", type=int, help="side of the input in pixels [the config's]")
     parser.add_argument("--seed", type=int, default=1, help="of the draw of slices, with --minutes (default 1)")
     length = parser.add_mutually_exclusive_group(required=True)
     length.add_argument("--minutes", type=float, help="of training")
     length.add_argument("--epochs", type=int, help="of training, instead")
-    parser.add_argument("--batch", type=int, default=8, help="slices to a step (default 8)")
-    parser.add_argument("--lr", type=float, default=1e-4, help="learning rate of AdamW (default 1e-4)")
+    length.add_argument("--like", type=Path, metavar="RECORD", help="record of a lesion training of the model zoo")
+    parser.add_argument("--batch", type=int, help="slices to a step [the config's]")
+    parser.add_argument("--lr", type=float, help="learning rate of AdamW [the config's]")
     parser.add_argument("--workers", type=int, default=2, help="processes that read (default 2)")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--output", type=Path, required=True, help="folder for its files and result.json")
     return parser
+
+
+def task_of(args: argparse.Namespace) -> Task:
+    """What the command line asks for.
+
+    Raises:
+        UserError: --like with what it decides itself, a record of something else, or of other slices; no --name.
+    """
+    name, config, opts, seconds = args.name, args.config_file or CONFIG, [], None
+    if args.like:
+        if args.name or args.config_file:
+            raise UserError("--like takes set and config from the record; leave out --name and --config-file.")
+        record = read_record_file(args.like)
+        if record["kind"] != "lesion" or record["status"] != FINISHED:
+            raise UserError(f"{args.like} is no finished training of a lesion model.")
+        name = record["data"]["train"][0]["name"].removesuffix("_merge_train")
+        config, opts, seconds = record["config"].removeprefix("configs/"), record["opts"], record["step_seconds"]
+    elif not name:
+        raise UserError("Name the prepared set: --name.")
+    cfg = get_config(config, opts)
+    changes = {
+        "INPUT.MIN_SIZE_TEST": args.size,
+        "INPUT.MAX_SIZE_TEST": args.size and 2 * args.size,
+        "SOLVER.IMS_PER_BATCH": args.batch,
+        "SOLVER.BASE_LR": args.lr,
+    }
+    cfg.merge_from_list([item for key, value in changes.items() if value for item in (key, value)])
+    return Task(name, cfg, args.minutes * 60 if args.minutes else seconds, args.epochs)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -67,22 +118,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     if mayaku_version() is None:
         raise UserError("mayaku is not installed; run: pip install mayaku")
     device = "cuda" if choose_device(args.device).startswith("cuda") else "cpu"
-    opts = ["INPUT.MIN_SIZE_TEST", args.size, "INPUT.MAX_SIZE_TEST", 2 * args.size] if args.size else []
-    cfg = get_config(f"segmentation/mask_rcnn_{args.model}_FPN.yaml", opts)
-    train, val = (_set(args.name, split) for split in ("train", "val"))
-    epochs = args.epochs
+    task = task_of(args)
+    whole, val = (_set(task.name, split) for split in ("train", "val"))
+    if args.like:
+        _check_same_slices(args.like, {"train": whole, "test": val})
+    epochs, train = task.epochs, whole
     if epochs is None:
         probes = []
         for steps in PROBE_STEPS:
-            part = _drawn(train, steps * args.batch, args.seed, args.output / f"probe_{steps}.json")
-            _, took = _train(cfg, part, args, device, 1, args.output / f"probe_{steps}")
+            slices = steps * task.cfg.SOLVER.IMS_PER_BATCH
+            part = _drawn(whole, slices, args.seed, args.output / f"probe_{steps}.json")
+            _, took = _train(task.cfg, part, args.workers, device, 1, args.output / f"probe_{steps}")
             probes.append((part.slices, took))
-        seconds, start = slice_and_start(*probes)
-        fit = max(1, int((args.minutes * 60 - start) / seconds))
-        say = f"{seconds:.2f} s a slice, {start:.0f} s to start; training {fit} slices, {fit / train.slices:.2f} passes"
+        each, start = slice_and_start(*probes)
+        fit = max(1, int((task.seconds - start) / each))
+        say = f"{each:.2f} s a slice, {start:.0f} s to start; training {fit} slices, {fit / whole.slices:.2f} passes"
         print(say, file=sys.stderr, flush=True)
-        epochs, train = 1, _drawn(train, fit, args.seed, args.output / "train.json")
-    trained, seconds = _train(cfg, train, args, device, epochs, args.output / "training")
+        epochs, train = 1, _drawn(whole, fit, args.seed, args.output / "train.json")
+    trained, seconds = _train(task.cfg, train, args.workers, device, epochs, args.output / "training")
 
     from mayaku import evaluate
 
@@ -94,22 +147,47 @@ def main(argv: Sequence[str] | None = None) -> int:
         device=device,
     )
     result = {
-        "mayaku": mayaku_version(),
-        "device": device,
-        "size": cfg.INPUT.MIN_SIZE_TEST,
-        "epochs": epochs,
-        "slices": train.slices,
-        "batch": args.batch,
-        "training_seconds": seconds,
+        "peer": "mayaku",
+        "backbone": "ResNet50",
+        "like": json.loads(args.like.read_bytes())["name"] if args.like else None,
+        "command": _typed(args),
+        "device": device_name(device),
+        "threads": torch.get_num_threads(),
+        "size": task.cfg.INPUT.MIN_SIZE_TEST,
+        "batch": task.cfg.SOLVER.IMS_PER_BATCH,
+        "learning_rate": task.cfg.SOLVER.BASE_LR,
+        "parameters": count_mayaku_parameters(task.cfg),
+        "slices": whole.slices,
+        "passes": epochs * train.slices / whole.slices,
+        "seconds": round(seconds, 1),
+        "versions": {"mayaku": mayaku_version(), **versions()},
         "metrics": metrics,
     }
     write_json(args.output / "result.json", json.loads(json.dumps(result, default=float)))
-    for task in ("bbox", "segm"):
-        numbers = ", ".join(f"{name} {value:.4g}" for name, value in metrics.get(task, {}).items())
-        print(f"{task}: {numbers}")
-    took = f"{epochs} x {train.slices} slices in {seconds / 60:.1f} minutes on {device}"
+    for kind in ("bbox", "segm"):
+        numbers = ", ".join(f"{name} {value:.4g}" for name, value in metrics.get(kind, {}).items())
+        print(f"{kind}: {numbers}")
+    took = f"{result['passes']:.2f} passes of {whole.slices:,} slices in {seconds / 60:.1f} minutes on {device}"
     print(f"{took}; {args.output / 'result.json'}")
     return 0
+
+
+def _typed(args: argparse.Namespace) -> str:
+    """The command as a user types it in a checkout, with everything in the folders that the tools take by default."""
+    keys = ("name", "config_file", "size", "minutes", "epochs", "batch", "lr")
+    chosen = {key: getattr(args, key) for key in keys}
+    chosen |= {"like": args.like and f"docs/zoo/{args.like.name}", "output": "output/mayaku"}
+    options = [part for key, value in chosen.items() if value for part in (f"--{key.replace('_', '-')}", str(value))]
+    threads = os.environ.get("OMP_NUM_THREADS")
+    environment = {"OMP_NUM_THREADS": threads, "DETECTRON2_DATASETS": FOLDER + "/data" if args.like else None}
+    settings = [f"{key}={value}" for key, value in environment.items() if value]
+    return " ".join([*settings, "python tools/train_mayaku.py", *options])
+
+
+def _check_same_slices(record: Path, sets: dict[str, LesionSet]) -> None:
+    for split, dataset in read_record_file(record)["data"].items():
+        if dataset[0].get("sha256") != sha256_of(sets[split].annotations):
+            raise UserError(f"{record} is of other slices than {sets[split].annotations}; make that set again.")
 
 
 def slice_and_start(short: tuple[int, float], long: tuple[int, float]) -> tuple[float, float]:
@@ -145,7 +223,7 @@ def _drawn(data: LesionSet, slices: int, seed: int, path: Path) -> LesionSet:
 
 
 def _train(
-    cfg, data: LesionSet, args: argparse.Namespace, device: str, epochs: int, output: Path
+    cfg: CfgNode, data: LesionSet, workers: int, device: str, epochs: int, output: Path
 ) -> tuple[dict[str, Any], float]:
     """What mayaku's own training gives, and the seconds that it took, evaluation not among them."""
     from mayaku import train
@@ -160,14 +238,18 @@ def _train(
         device=device,
         overrides={
             "solver": {
-                "ims_per_batch": args.batch,
-                "base_lr": args.lr,
+                "ims_per_batch": cfg.SOLVER.IMS_PER_BATCH,
+                "base_lr": cfg.SOLVER.BASE_LR,
+                "weight_decay": cfg.SOLVER.WEIGHT_DECAY,
+                "clip_gradients_enabled": cfg.SOLVER.CLIP_GRADIENTS.ENABLED,
+                "clip_gradients_type": cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE,
+                "clip_gradients_value": cfg.SOLVER.CLIP_GRADIENTS.CLIP_VALUE,
                 "optimizer_name": "AdamW",
                 "amp_enabled": device == "cuda",
                 "amp_dtype": "bf16",
             },
             "input": {"mask_format": "bitmask", "random_flip": "horizontal"},
-            "dataloader": {"num_workers": args.workers, "filter_empty_annotations": False},
+            "dataloader": {"num_workers": workers, "filter_empty_annotations": False},
             "test": {"eval_period": 0},
         },
     )

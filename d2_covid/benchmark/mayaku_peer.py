@@ -12,6 +12,7 @@ import torch
 from detectron2.config import CfgNode
 from torch import nn
 
+from ..modeling import count_parameters
 from .weights import SPREAD, fit_batch_norm, spread_outputs
 
 NOT_INSTALLED = "mayaku is not installed (pip install mayaku); its rows are left out"
@@ -90,6 +91,17 @@ def mayaku_config(cfg: CfgNode) -> Any:
             "test": {"detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE},
         }
     )
+
+
+def count_mayaku_parameters(cfg: CfgNode) -> int:
+    """Weights and BatchNorm statistics of that model, counted as ours are.
+
+    Raises:
+        ImportError: mayaku is not installed.
+    """
+    from mayaku.models.detectors.mask_rcnn import build_mask_rcnn
+
+    return count_parameters(build_mask_rcnn(mayaku_config(cfg)))[0]
 
 
 class MayakuDetector(nn.Module):

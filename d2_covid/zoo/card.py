@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from ..inference.model_card import Comparison, Evaluation, Metric, ModelCard
-from .table import markdown
+from .markdown import markdown
 from .words import CARD_HEAD, CARD_NONE
 
 _SHOWN = {

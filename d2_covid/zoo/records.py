@@ -134,7 +134,18 @@ def read_record(folder: Path, row_name: str) -> dict[str, Any] | None:
         UserError: the file is damaged.
     """
     path = folder / record_file(row_name)
-    return _checked(path, _read_json(path)) if path.is_file() else None
+    return read_record_file(path) if path.is_file() else None
+
+
+def read_record_file(path: Path) -> dict[str, Any]:
+    """The record in a file.
+
+    Raises:
+        UserError: there is none, or it is damaged.
+    """
+    if not path.is_file():
+        raise UserError(f"There is no record {path}.")
+    return _checked(path, _read_json(path))
 
 
 def read_records(folders: Iterable[Path]) -> list[dict[str, Any]]:
@@ -148,7 +159,7 @@ def read_records(folders: Iterable[Path]) -> list[dict[str, Any]]:
         if not folder.is_dir():
             raise UserError(f"There is no folder {folder} with records of the zoo.")
         for path in sorted(folder.glob("*.json")):
-            record = _checked(path, _read_json(path))
+            record = read_record_file(path)
             if found.get(record["name"], record) != record:
                 raise UserError(f"{path}: another record of {record['name']} was read before; keep one of them.")
             found[record["name"]] = record

@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from . import paper_figures
+from .markdown import markdown
+from .peers import peer_section
 from .summary import Group, groups_of, phantom_groups, started_elsewhere, stem_of
 from .words import (
     CLASSIFIER_HEAD,
@@ -31,16 +33,21 @@ _OF_CLASSES = (
 )
 
 
-def zoo_page(records: Sequence[Mapping[str, Any]]) -> str:
+def zoo_page(records: Sequence[Mapping[str, Any]], peers: Sequence[Mapping[str, Any]] = ()) -> str:
     """The whole of MODEL_ZOO.md.
 
+    Args:
+        records: of the zoo's trainings.
+        peers: results of other libraries (:func:`.peers.read_peers`).
+
     Raises:
-        UserError: records of one recipe that were not trained the same way.
+        UserError: records of one recipe that were not trained the same way, or none of a training that a peer followed.
     """
     lesions, classifiers = groups_of(records, "lesion"), groups_of(records, "classifier")
     phantoms = phantom_groups(records)
-    parts = [ZOO_HEAD, _lesions(lesions, records), _phantoms(phantoms), _classifiers(classifiers)]
-    parts += [_missing([*lesions, *phantoms, *classifiers]), _papers()]
+    parts = [ZOO_HEAD, _lesions(lesions, records), _phantoms(phantoms)]
+    parts += [peer_section(records, peers)] if peers else []
+    parts += [_classifiers(classifiers), _missing([*lesions, *phantoms, *classifiers]), _papers()]
     return "\n".join(part.rstrip() + "\n" for part in parts)
 
 
@@ -212,11 +219,3 @@ def _counts(data: Mapping[str, Any]) -> str:
     if "lesions" in data:
         words.append(f"{data['lesions']:,} lesions")
     return f"{words[0]} ({', '.join(words[1:])})" if words[1:] else words[0]
-
-
-def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown."""
-    lines = [f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
-    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
-
-

@@ -79,6 +79,15 @@ PHANTOM_HEAD = """\
 The models that the rows *from phantoms* start from. Phantoms are generated pictures, no scans of people.
 """
 
+PEER_HEAD = """\
+[mayaku](https://pypi.org/project/mayaku/) is a library like Detectron2. Its smallest ResNet is ResNet50, never
+truncated; FPN level, anchors, thresholds and heads are those of the row that it stands below. It trained on the same
+slices from scratch, in batches of the same size, with the same optimiser and learning rate, for as many
+seconds on as many threads; on a CPU it computes in float32, where d2_covid has bfloat16. Slices are read, flipped,
+scheduled and evaluated (COCO's figures) by its own code. So few passes from nothing say how fast it begins, not what
+it can reach.
+"""
+
 PAPER_HEAD = """\
 From A. Ter-Sarkisov, *Lightweight Model For The Prediction of COVID-19 Through The Detection And Segmentation of
 Lesions in Chest CT Scans*, Tables 1 to 3, in percent. **Nothing here was measured by d2_covid.** Other data (CNCB and

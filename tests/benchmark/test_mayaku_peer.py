@@ -5,8 +5,10 @@ import json
 import sys
 from collections import Counter
 
+from d2_covid import get_config
 from d2_covid.benchmark import mayaku_peer
 from d2_covid.benchmark.context import records
+from d2_covid.data.files import sha256_of
 from d2_covid.errors import UserError
 
 import pytest
@@ -55,6 +57,62 @@ def test_slices_are_drawn_evenly_and_with_their_lesions(tool, tmp_path, slices):
         assert here == [i for i in range(40) if i % 7 == number]
 
 
+def asked(tool, *options):
+    return tool.task_of(tool.build_parser().parse_args([*options, "--output", "x"]))
+
+
+def test_the_config_says_how_it_trains_and_options_change_it(tool):
+    task = asked(tool, "--name", "mine", "--minutes", "2")
+    ours = get_config(tool.CONFIG)
+    assert (task.name, task.seconds, task.epochs) == ("mine", 120.0, None) and task.cfg == ours
+    task = asked(tool, "--name", "mine", "--epochs", "3", "--size", "64", "--batch", "2", "--lr", "0.1")
+    assert (task.seconds, task.epochs, task.cfg.SOLVER.IMS_PER_BATCH, task.cfg.SOLVER.BASE_LR) == (None, 3, 2, 0.1)
+    assert (task.cfg.INPUT.MIN_SIZE_TEST, task.cfg.INPUT.MAX_SIZE_TEST) == (64, 128)
+    with pytest.raises(UserError, match="--name"):
+        asked(tool, "--minutes", "2")
+
+
+def test_trained_like_a_row_of_the_zoo(tool, repository, tmp_path):
+    path = repository / "docs" / "zoo" / "tuned-R18-T1-scratch-s1.json"
+    record = json.loads(path.read_text())
+    task = asked(tool, "--like", str(path))
+    assert task.name == "zoo" and task.seconds == record["step_seconds"] and task.cfg == get_config(tool.CONFIG)
+    longer = tmp_path / "longer.json"
+    longer.write_text(json.dumps({**record, "opts": ["SOLVER.IMS_PER_BATCH", "2"]}))
+    assert asked(tool, "--like", str(longer)).cfg.SOLVER.IMS_PER_BATCH == 2
+    with pytest.raises(UserError, match="leave out --name"):
+        asked(tool, "--like", str(path), "--name", "zoo")
+    with pytest.raises(UserError, match="no record"):
+        asked(tool, "--like", str(tmp_path / "none.json"))
+    (tmp_path / "running.json").write_text(json.dumps({**record, "status": "running"}))
+    with pytest.raises(UserError, match="no finished training"):
+        asked(tool, "--like", str(tmp_path / "running.json"))
+
+
+def test_other_slices_than_the_row_had_are_refused(tool, tmp_path):
+    (tmp_path / "merge.json").write_text("{}")
+    sets = {split: tool.LesionSet(tmp_path / "merge.json", tmp_path, 3) for split in ("train", "test")}
+    facts = {"name": "a", "status": "finished", "kind": "lesion", "recipe": "tuned", "model": "R18-T1", "start": "x"}
+    data = {split: [{"name": f"zoo_merge_{split}", "sha256": sha256_of(tmp_path / "merge.json")}] for split in sets}
+    same, other = tmp_path / "same.json", tmp_path / "other.json"
+    same.write_text(json.dumps({**facts, "data": data}))
+    tool._check_same_slices(same, sets)
+    other.write_text(json.dumps({**facts, "data": {**data, "test": [{"name": "zoo_merge_val", "sha256": "0"}]}}))
+    with pytest.raises(UserError, match="other slices"):
+        tool._check_same_slices(other, sets)
+
+
+def test_its_command_is_one_to_type(tool, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    args = tool.build_parser().parse_args(["--like", "/far/away/a-s1.json", "--lr", "0.1", "--output", "/tmp/x"])
+    settings = "OMP_NUM_THREADS=1 DETECTRON2_DATASETS=output/zoo/data"
+    options = "--lr 0.1 --like docs/zoo/a-s1.json --output output/mayaku"
+    assert tool._typed(args) == f"{settings} python tools/train_mayaku.py {options}"
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    args = tool.build_parser().parse_args(["--name", "mine", "--minutes", "2", "--output", "/tmp/x"])
+    assert tool._typed(args) == "python tools/train_mayaku.py --name mine --minutes 2.0 --output output/mayaku"
+
+
 def test_training_without_mayaku_is_one_line(tool, monkeypatch, tmp_path):
     monkeypatch.setattr(tool, "mayaku_version", lambda: None)
     with pytest.raises(UserError, match="pip install mayaku"):
@@ -69,3 +127,5 @@ def test_nearest_model_has_our_shape(small_cfg, slices):
         (output,) = model(records(slices[:1]))
     assert 0 < len(output["instances"]) <= 20 and output["instances"].pred_masks.shape[1:] == (128, 128)
     assert model.model.rpn.head.objectness_logits.out_channels == 30
+    counted = sum(x.numel() for x in model.model.parameters())
+    assert counted < mayaku_peer.count_mayaku_parameters(cfg) < 1.02 * counted  # and BatchNorm's statistics

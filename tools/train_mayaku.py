@@ -29,12 +29,13 @@ from typing import Any, Sequence
 from d2_covid import get_config
 from d2_covid.benchmark.mayaku_peer import count_mayaku_parameters, mayaku_config, mayaku_version
 from d2_covid.cli import run_command
-from d2_covid.data.coco_json import load_lesion_json
+from d2_covid.data.coco_json import load_lesion_json, read_coco
 from d2_covid.data.datasets import prepared_json
-from d2_covid.data.files import sha256_of, write_json
+from d2_covid.data.files import write_json
 from d2_covid.engine.run_record import device_name, versions
 from d2_covid.errors import UserError
 from d2_covid.inference.model_source import choose_device
+from d2_covid.zoo.data import described
 from d2_covid.zoo.grids import FOLDER
 from d2_covid.zoo.records import FINISHED, read_record_file
 
@@ -186,7 +187,7 @@ def _typed(args: argparse.Namespace) -> str:
 
 def _check_same_slices(record: Path, sets: dict[str, LesionSet]) -> None:
     for split, dataset in read_record_file(record)["data"].items():
-        if dataset[0].get("sha256") != sha256_of(sets[split].annotations):
+        if dataset[0].get("sha256") != described(read_coco(sets[split].annotations))["sha256"]:
             raise UserError(f"{record} is of other slices than {sets[split].annotations}; make that set again.")
 
 

@@ -8,8 +8,8 @@ from collections import Counter
 from d2_covid import get_config
 from d2_covid.benchmark import mayaku_peer
 from d2_covid.benchmark.context import records
-from d2_covid.data.files import sha256_of
 from d2_covid.errors import UserError
+from d2_covid.zoo.data import described
 
 import pytest
 import torch
@@ -90,12 +90,16 @@ def test_trained_like_a_row_of_the_zoo(tool, repository, tmp_path):
 
 
 def test_other_slices_than_the_row_had_are_refused(tool, tmp_path):
-    (tmp_path / "merge.json").write_text("{}")
+    content = {"images": [{"id": 1, "file_name": "a.png", "patient_id": "p"}], "annotations": [], "categories": []}
+    (tmp_path / "merge.json").write_text(json.dumps(content))
+    noted = described(content)["sha256"]  # as records have it: files lie elsewhere on every machine
     sets = {split: tool.LesionSet(tmp_path / "merge.json", tmp_path, 3) for split in ("train", "test")}
     facts = {"name": "a", "status": "finished", "kind": "lesion", "recipe": "tuned", "model": "R18-T1", "start": "x"}
-    data = {split: [{"name": f"zoo_merge_{split}", "sha256": sha256_of(tmp_path / "merge.json")}] for split in sets}
+    data = {split: [{"name": f"zoo_merge_{split}", "sha256": noted}] for split in sets}
     same, other = tmp_path / "same.json", tmp_path / "other.json"
     same.write_text(json.dumps({**facts, "data": data}))
+    tool._check_same_slices(same, sets)
+    (tmp_path / "merge.json").write_text(json.dumps({"info": {"image_root": "elsewhere"}, **content}))
     tool._check_same_slices(same, sets)
     other.write_text(json.dumps({**facts, "data": {**data, "test": [{"name": "zoo_merge_val", "sha256": "0"}]}}))
     with pytest.raises(UserError, match="other slices"):

@@ -42,7 +42,7 @@ from d2_covid.zoo.records import FINISHED, read_record_file
 import torch
 from detectron2.config import CfgNode
 
-PROBE_STEPS = 2, 8
+PROBE_STEPS = 2, 24
 """Steps of the two trainings that show how long a slice takes, and how long start-up."""
 CONFIG = "segmentation/tuned/mask_rcnn_R_18_T1_FPN.yaml"
 

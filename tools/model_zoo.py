@@ -75,10 +75,9 @@ def build_parser() -> argparse.ArgumentParser:
 
     table = commands.add_parser("table", help="write MODEL_ZOO.md from records")
     table.add_argument(
-        "--records", nargs="+", type=Path, default=[CHECKOUT / "docs/zoo"], metavar="DIR", help="folders [docs/zoo]"
+        "--records", nargs="+", type=Path, default=[CHECKOUT / "docs/zoo"], metavar="DIR",
+        help="folders, other libraries' results in their subfolder peers [docs/zoo]",
     )
-    peers = CHECKOUT / "docs/zoo/peers"
-    table.add_argument("--peers", type=Path, default=peers, metavar="DIR", help="of other libraries [docs/zoo/peers]")
     page = CHECKOUT / "MODEL_ZOO.md"
     table.add_argument("-o", "--output", type=Path, default=page, metavar="FILE", help="[MODEL_ZOO.md]")
     table.set_defaults(work=write_table)
@@ -162,7 +161,8 @@ def make_pack(args: argparse.Namespace) -> int:
 def write_table(args: argparse.Namespace) -> int:
     """`table`."""
     records = read_records(args.records)
-    _write(args.output, zoo_page(records, read_peers(args.peers)))
+    peers = [peer for folder in args.records for peer in read_peers(folder / "peers")]
+    _write(args.output, zoo_page(records, peers))
     finished = sum(record["status"] == FINISHED for record in records)
     print(f"{args.output}: {finished} of {len(records)} trainings finished")
     return 0

@@ -21,6 +21,16 @@ import pytest
 from .conftest import assert_same_tensors
 
 
+@pytest.fixture(autouse=True)
+def as_in_a_terminal():
+    """Signals as they are in a terminal: tests that run in the background (``&``, nohup) inherit ignored ones."""
+    own = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL, signal.SIGHUP: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in own.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 def weights(folder):
     return read_checkpoint(folder / "model_final.pth")["model"]
 

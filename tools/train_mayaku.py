@@ -58,12 +58,13 @@ class LesionSet:
 
 @dataclass(frozen=True)
 class Task:
-    """What to train on, how, and for how long: seconds, or epochs."""
+    """What to train on, how, for how long (seconds, or epochs), and the record that says so, if one does."""
 
     name: str
     cfg: CfgNode
     seconds: float | None
     epochs: int | None
+    record: dict[str, Any] | None = None
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -89,9 +90,9 @@ def task_of(args: argparse.Namespace) -> Task:
     """What the command line asks for.
 
     Raises:
-        UserError: --like with what it decides itself, a record of something else, or of other slices; no --name.
+        UserError: --like with what it decides itself, or a record of something else; no --name.
     """
-    name, config, opts, seconds = args.name, args.config_file or CONFIG, [], None
+    name, config, opts, seconds, record = args.name, args.config_file or CONFIG, [], None, None
     if args.like:
         if args.name or args.config_file:
             raise UserError("--like takes set and config from the record; leave out --name and --config-file.")
@@ -110,7 +111,7 @@ def task_of(args: argparse.Namespace) -> Task:
         "SOLVER.BASE_LR": args.lr,
     }
     cfg.merge_from_list([item for key, value in changes.items() if value for item in (key, value)])
-    return Task(name, cfg, args.minutes * 60 if args.minutes else seconds, args.epochs)
+    return Task(name, cfg, args.minutes * 60 if args.minutes else seconds, args.epochs, record)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -121,8 +122,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     device = "cuda" if choose_device(args.device).startswith("cuda") else "cpu"
     task = task_of(args)
     whole, val = (_set(task.name, split) for split in ("train", "val"))
-    if args.like:
-        _check_same_slices(args.like, {"train": whole, "test": val})
+    if task.record:
+        _check_same_slices(task.record, {"train": whole, "test": val})
     epochs, train = task.epochs, whole
     if epochs is None:
         probes = []
@@ -150,7 +151,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     result = {
         "peer": "mayaku",
         "backbone": "ResNet50",
-        "like": json.loads(args.like.read_bytes())["name"] if args.like else None,
+        "like": task.record and task.record["name"],
         "command": _typed(args),
         "device": device_name(device),
         "threads": torch.get_num_threads(),
@@ -175,7 +176,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _typed(args: argparse.Namespace) -> str:
     """The command as a user types it in a checkout, with everything in the folders that the tools take by default."""
-    keys = ("name", "config_file", "size", "minutes", "epochs", "batch", "lr")
+    keys = ("name", "config_file", "size", "seed", "minutes", "epochs", "batch", "lr")
     chosen = {key: getattr(args, key) for key in keys}
     chosen |= {"like": args.like and f"docs/zoo/{args.like.name}", "output": "output/mayaku"}
     options = [part for key, value in chosen.items() if value for part in (f"--{key.replace('_', '-')}", str(value))]
@@ -185,10 +186,10 @@ def _typed(args: argparse.Namespace) -> str:
     return " ".join([*settings, "python tools/train_mayaku.py", *options])
 
 
-def _check_same_slices(record: Path, sets: dict[str, LesionSet]) -> None:
-    for split, dataset in read_record_file(record)["data"].items():
+def _check_same_slices(record: dict[str, Any], sets: dict[str, LesionSet]) -> None:
+    for split, dataset in record["data"].items():
         if dataset[0].get("sha256") != described(read_coco(sets[split].annotations))["sha256"]:
-            raise UserError(f"{record} is of other slices than {sets[split].annotations}; make that set again.")
+            raise UserError(f"{record['name']} is of other slices than {sets[split].annotations}; make that set again.")
 
 
 def slice_and_start(short: tuple[int, float], long: tuple[int, float]) -> tuple[float, float]:

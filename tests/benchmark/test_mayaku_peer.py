@@ -65,6 +65,7 @@ def test_the_config_says_how_it_trains_and_options_change_it(tool):
     task = asked(tool, "--name", "mine", "--minutes", "2")
     ours = get_config(tool.CONFIG)
     assert (task.name, task.seconds, task.epochs) == ("mine", 120.0, None) and task.cfg == ours
+    assert task.record is None
     task = asked(tool, "--name", "mine", "--epochs", "3", "--size", "64", "--batch", "2", "--lr", "0.1")
     assert (task.seconds, task.epochs, task.cfg.SOLVER.IMS_PER_BATCH, task.cfg.SOLVER.BASE_LR) == (None, 3, 2, 0.1)
     assert (task.cfg.INPUT.MIN_SIZE_TEST, task.cfg.INPUT.MAX_SIZE_TEST) == (64, 128)
@@ -76,7 +77,8 @@ def test_trained_like_a_row_of_the_zoo(tool, repository, tmp_path):
     path = repository / "docs" / "zoo" / "tuned-R18-T1-scratch-s1.json"
     record = json.loads(path.read_text())
     task = asked(tool, "--like", str(path))
-    assert task.name == "zoo" and task.seconds == record["step_seconds"] and task.cfg == get_config(tool.CONFIG)
+    assert (task.record, task.name, task.seconds) == (record, "zoo", record["step_seconds"])
+    assert task.cfg == get_config(tool.CONFIG)
     longer = tmp_path / "longer.json"
     longer.write_text(json.dumps({**record, "opts": ["SOLVER.IMS_PER_BATCH", "2"]}))
     assert asked(tool, "--like", str(longer)).cfg.SOLVER.IMS_PER_BATCH == 2
@@ -94,27 +96,24 @@ def test_other_slices_than_the_row_had_are_refused(tool, tmp_path):
     (tmp_path / "merge.json").write_text(json.dumps(content))
     noted = described(content)["sha256"]  # as records have it: files lie elsewhere on every machine
     sets = {split: tool.LesionSet(tmp_path / "merge.json", tmp_path, 3) for split in ("train", "test")}
-    facts = {"name": "a", "status": "finished", "kind": "lesion", "recipe": "tuned", "model": "R18-T1", "start": "x"}
-    data = {split: [{"name": f"zoo_merge_{split}", "sha256": noted}] for split in sets}
-    same, other = tmp_path / "same.json", tmp_path / "other.json"
-    same.write_text(json.dumps({**facts, "data": data}))
-    tool._check_same_slices(same, sets)
+    record = {"name": "a-s1", "data": {split: [{"sha256": noted}] for split in sets}}
+    tool._check_same_slices(record, sets)
     (tmp_path / "merge.json").write_text(json.dumps({"info": {"image_root": "elsewhere"}, **content}))
-    tool._check_same_slices(same, sets)
-    other.write_text(json.dumps({**facts, "data": {**data, "test": [{"name": "zoo_merge_val", "sha256": "0"}]}}))
-    with pytest.raises(UserError, match="other slices"):
-        tool._check_same_slices(other, sets)
+    tool._check_same_slices(record, sets)
+    record["data"]["test"] = [{"sha256": "0"}]
+    with pytest.raises(UserError, match="a-s1 is of other slices"):
+        tool._check_same_slices(record, sets)
 
 
 def test_its_command_is_one_to_type(tool, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     args = tool.build_parser().parse_args(["--like", "/far/away/a-s1.json", "--lr", "0.1", "--output", "/tmp/x"])
     settings = "OMP_NUM_THREADS=1 DETECTRON2_DATASETS=output/zoo/data"
-    options = "--lr 0.1 --like docs/zoo/a-s1.json --output output/mayaku"
+    options = "--seed 1 --lr 0.1 --like docs/zoo/a-s1.json --output output/mayaku"
     assert tool._typed(args) == f"{settings} python tools/train_mayaku.py {options}"
     monkeypatch.delenv("OMP_NUM_THREADS")
     args = tool.build_parser().parse_args(["--name", "mine", "--minutes", "2", "--output", "/tmp/x"])
-    assert tool._typed(args) == "python tools/train_mayaku.py --name mine --minutes 2.0 --output output/mayaku"
+    assert tool._typed(args) == "python tools/train_mayaku.py --name mine --seed 1 --minutes 2.0 --output output/mayaku"
 
 
 def test_training_without_mayaku_is_one_line(tool, monkeypatch, tmp_path):

@@ -27,7 +27,7 @@ help:
 	@echo "make install   build $(VENV): PyTorch, Detectron2 0.6, d2_covid and its test tools"
 	@echo "make demo      make phantom CT, train on it, evaluate, write overlays and a summary page to demo/"
 	@echo "make test      lint, then the whole test suite"
-	@echo "make lint      ruff"
+	@echo "make lint      ruff: rules and format"
 	@echo "make bench     speed and memory beside torchvision's Mask R-CNN and others, to output/benchmark/"
 	@echo "make clean     remove $(VENV) and demo/"
 
@@ -49,6 +49,7 @@ demo: $(INSTALLED)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 
 test: lint
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile

@@ -75,7 +75,11 @@ def build_parser() -> argparse.ArgumentParser:
 
     table = commands.add_parser("table", help="write MODEL_ZOO.md from records")
     table.add_argument(
-        "--records", nargs="+", type=Path, default=[CHECKOUT / "docs/zoo"], metavar="DIR",
+        "--records",
+        nargs="+",
+        type=Path,
+        default=[CHECKOUT / "docs/zoo"],
+        metavar="DIR",
         help="folders, other libraries' results in their subfolder peers [docs/zoo]",
     )
     page = CHECKOUT / "MODEL_ZOO.md"

@@ -68,9 +68,7 @@ class Bench:
         UserError: weights that are not there, or not of a segmentation model.
     """
 
-    def __init__(
-        self, settings: Settings, inputs: Inputs, machine: dict[str, Any], rates: Mapping[str, float]
-    ) -> None:
+    def __init__(self, settings: Settings, inputs: Inputs, machine: dict[str, Any], rates: Mapping[str, float]) -> None:
         self.settings, self.inputs, self.machine, self.rates = settings, inputs, machine, rates
         self.device = settings.device
         self.cfg, self.weights = choose_weights(settings)
@@ -119,7 +117,6 @@ class Bench:
         names = [STOCK, *([MAYAKU] if mayaku_version() else [])]
         return {name: build_candidate(name, self.cfg, self.state, self.images) for name in names}
 
-
     def _names(self) -> list[str]:
         graphs = [False, True] if self.device.startswith("cuda") else [False]
         fast = [fast_name(dtype, graph) for dtype in self.settings.dtypes for graph in graphs]
@@ -136,9 +133,7 @@ def records(images: Sequence[torch.Tensor]) -> list[dict]:
     return [{"image": image, "height": image.shape[1], "width": image.shape[2]} for image in images]
 
 
-def build_candidate(
-    name: str, cfg: CfgNode, state: State, images: Sequence[torch.Tensor], seed: int = 0
-) -> nn.Module:
+def build_candidate(name: str, cfg: CfgNode, state: State, images: Sequence[torch.Tensor], seed: int = 0) -> nn.Module:
     """A detector to be measured, in eval mode, on ``MODEL.DEVICE``.
 
     Args:

@@ -111,4 +111,3 @@ def stock_r50_config(opts: Sequence[str] = ()) -> CfgNode:
         ]
     )
     return cfg
-

@@ -139,4 +139,3 @@ def _flops_columns(bench: Bench, models: Mapping[str, nn.Module], seconds: Mappi
 def _side(bench: Bench) -> str:
     height, width = bench.images[0].shape[1:]
     return f"{width}x{height}"
-

@@ -209,4 +209,3 @@ def _folder(bench: Bench, name: str) -> str:
     folder = bench.settings.work / f"{name}-{number}"
     folder.mkdir(parents=True)
     return str(folder)
-

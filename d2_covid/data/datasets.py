@@ -155,7 +155,7 @@ def check_mask_type(cfg: CfgNode, loaded: dict[str, list[dict]] | None = None) -
         if mask_type is not None and mask_type != cfg.DATASETS.MASK_TYPE:
             raise UserError(
                 f"Dataset {name} holds {mask_type!r} masks, but DATASETS.MASK_TYPE is {cfg.DATASETS.MASK_TYPE!r}; "
-                "change one of them (a json says its own in \"info\": {\"mask_type\": ...})."
+                'change one of them (a json says its own in "info": {"mask_type": ...}).'
             )
         if len(classes) != cfg.MODEL.ROI_HEADS.NUM_CLASSES:
             raise UserError(

@@ -62,9 +62,7 @@ class PickedSlice:
         return values
 
 
-def file_slices(
-    files: Sequence[Path], true_classes: Sequence[str], image_classes: Sequence[str]
-) -> list[PickedSlice]:
+def file_slices(files: Sequence[Path], true_classes: Sequence[str], image_classes: Sequence[str]) -> list[PickedSlice]:
     """Image files, with the mask beside each that lies in CNCB's layout.
 
     Args:

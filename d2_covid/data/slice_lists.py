@@ -221,9 +221,7 @@ def _class(label: str, image_classes: Sequence[str], where: str) -> int:
     return number
 
 
-def _without_repeats(
-    listed: list[ListedSlice], path: Path, on_error: Callable[[UserError], None]
-) -> list[ListedSlice]:
+def _without_repeats(listed: list[ListedSlice], path: Path, on_error: Callable[[UserError], None]) -> list[ListedSlice]:
     first: dict[str, ListedSlice] = {}
     for entry in listed:
         earlier = first.setdefault(entry.file, entry)

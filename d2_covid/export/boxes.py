@@ -14,9 +14,7 @@ def anchors(cell_anchors: torch.Tensor, height: int, width: int, stride: int, of
     return (shifts[:, :, None] + cell_anchors).reshape(-1, 4)
 
 
-def decode(
-    deltas: torch.Tensor, boxes: torch.Tensor, weights: Sequence[float], scale_clamp: float
-) -> torch.Tensor:
+def decode(deltas: torch.Tensor, boxes: torch.Tensor, weights: Sequence[float], scale_clamp: float) -> torch.Tensor:
     """Boxes moved and scaled by encoded regression: Detectron2's ``Box2BoxTransform.apply_deltas``.
 
     Args:
@@ -38,9 +36,7 @@ def decode(
 def clip(boxes: torch.Tensor, height: int, width: int) -> torch.Tensor:
     """Boxes (..., 4) XYXY inside an image."""
     x0, y0, x1, y1 = boxes.unbind(-1)
-    return torch.stack(
-        (x0.clamp(0, width), y0.clamp(0, height), x1.clamp(0, width), y1.clamp(0, height)), dim=-1
-    )
+    return torch.stack((x0.clamp(0, width), y0.clamp(0, height), x1.clamp(0, width), y1.clamp(0, height)), dim=-1)
 
 
 def larger_than(boxes: torch.Tensor, length: float) -> torch.Tensor:

@@ -75,9 +75,7 @@ class DensePart(nn.Module):
         self.rpn_features = tuple(rpn.in_features)
         self.feature_names = tuple(backbone.output_shape())
 
-    def parts(
-        self, image: torch.Tensor
-    ) -> tuple[dict[str, torch.Tensor], list[torch.Tensor], list[torch.Tensor]]:
+    def parts(self, image: torch.Tensor) -> tuple[dict[str, torch.Tensor], list[torch.Tensor], list[torch.Tensor]]:
         """Feature maps by name, and of each of the RPN's levels the logits (N, A, h, w) and deltas (N, A * 4, h, w).
 
         Args:

@@ -80,9 +80,7 @@ PLAIN = Operators(largest, suppress)
 ONNX = Operators(_largest, _suppress)
 
 
-def suppress_classes(
-    operators: Operators, table: torch.Tensor, wanted: torch.Tensor, threshold: float
-) -> torch.Tensor:
+def suppress_classes(operators: Operators, table: torch.Tensor, wanted: torch.Tensor, threshold: float) -> torch.Tensor:
     """Non-maximum suppression in each class of each image.
 
     Args:

@@ -128,9 +128,7 @@ def in_pixels(found: Instances, height: int, width: int) -> Instances:
     return scaled
 
 
-def for_inference(
-    model: nn.Module, *, dtype: torch.dtype = torch.float32, cuda_graph: bool = False
-) -> nn.Module:
+def for_inference(model: nn.Module, *, dtype: torch.dtype = torch.float32, cuda_graph: bool = False) -> nn.Module:
     """A copy of a model that predicts the same, faster; ``model`` itself stays as it is.
 
     It takes and gives what the model does in inference mode, and keeps the names of its parts: ``backbone``,

@@ -81,9 +81,7 @@ class FastBoxPredictor(nn.Module):
         instances, rois = [], []
         for size, boxes_of_image, scores_of_image, classes_of_image, rois_of_image in chosen:
             instances.append(
-                Instances(
-                    size, pred_boxes=Boxes(boxes_of_image), scores=scores_of_image, pred_classes=classes_of_image
-                )
+                Instances(size, pred_boxes=Boxes(boxes_of_image), scores=scores_of_image, pred_classes=classes_of_image)
             )
             rois.append(rois_of_image)
         return instances, rois

@@ -43,9 +43,7 @@ def paste_everywhere(
     return pasted
 
 
-def paste_in_boxes(
-    masks: torch.Tensor, boxes: torch.Tensor, height: int, width: int, threshold: float
-) -> torch.Tensor:
+def paste_in_boxes(masks: torch.Tensor, boxes: torch.Tensor, height: int, width: int, threshold: float) -> torch.Tensor:
     """:func:`paste_masks` box by box, and only there: what suits a CPU."""
     # NumPy's zeros take memory only where something is written: most of a slice lies outside a lesion's box.
     pasted = torch.from_numpy(np.zeros((len(masks), height, width), dtype=bool))

@@ -13,6 +13,7 @@ SHARE_OF_PAIRS = 1 / 16
 FEW_BOXES = 200
 """Up to so many torchvision's loop over all pairs is quicker in any case."""
 
+
 def nms_by_image(
     boxes: torch.Tensor,
     scores: torch.Tensor,

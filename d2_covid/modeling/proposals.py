@@ -148,9 +148,7 @@ def best_first(scores: torch.Tensor, limit: int) -> tuple[torch.Tensor, torch.Te
     return scores.gather(1, index), index
 
 
-def suppress(
-    boxes: torch.Tensor, groups: torch.Tensor | None, valid: torch.Tensor, nms_thresh: float
-) -> torch.Tensor:
+def suppress(boxes: torch.Tensor, groups: torch.Tensor | None, valid: torch.Tensor, nms_thresh: float) -> torch.Tensor:
     """Non-maximum suppression of padded boxes.
 
     Args:

@@ -36,9 +36,7 @@ class AxisWeights:
     weights: torch.Tensor
 
 
-def axis_weights(
-    low: torch.Tensor, high: torch.Tensor, *, bins: int, sampling_ratio: int, cells: int
-) -> AxisWeights:
+def axis_weights(low: torch.Tensor, high: torch.Tensor, *, bins: int, sampling_ratio: int, cells: int) -> AxisWeights:
     """What each bin reads along one axis, as torchvision's operator samples it.
 
     Args:
@@ -230,9 +228,7 @@ def _crossed(rows: torch.Tensor, columns: torch.Tensor) -> tuple[torch.Tensor, t
     return across[:, :, None], down[:, None]
 
 
-def groups_by_reach(
-    rois: torch.Tensor, output_size: tuple[int, int], spatial_scale: float
-) -> list[torch.Tensor]:
+def groups_by_reach(rois: torch.Tensor, output_size: tuple[int, int], spatial_scale: float) -> list[torch.Tensor]:
     """Indices of RoIs in groups whose matrices are small: the widest bin of a group sets how many cells all bins read.
 
     Two groups: bins of up to two cells along both axes, which read three at most, unless a bin has many samples; and

@@ -78,9 +78,7 @@ def _pool(pooler: ROIPooler, features: list[torch.Tensor], rois: torch.Tensor) -
     return roi_align(features[0], rois, **options)
 
 
-def box_features(
-    pooler: ROIPooler, head: nn.Module, features: list[torch.Tensor], boxes: list[Boxes]
-) -> torch.Tensor:
+def box_features(pooler: ROIPooler, head: nn.Module, features: list[torch.Tensor], boxes: list[Boxes]) -> torch.Tensor:
     """The box head's features (R, F) of N images' boxes: ``head(pooler(features, boxes))``."""
     known = type(head) is FastRCNNConvFCHead and not head.conv_norm_relus and head.fcs
     if not known or not can_be_quick(pooler, features):
@@ -100,9 +98,7 @@ def box_features(
     return x
 
 
-def mask_logits(
-    pooler: ROIPooler, head: nn.Module, features: list[torch.Tensor], boxes: list[Boxes]
-) -> torch.Tensor:
+def mask_logits(pooler: ROIPooler, head: nn.Module, features: list[torch.Tensor], boxes: list[Boxes]) -> torch.Tensor:
     """The mask head's logits (R, K, 2 M, 2 M) of N images' boxes: ``head.layers(pooler(features, boxes))``."""
     if not _is_known(head) or not can_be_quick(pooler, features):
         return head.layers(pool(pooler, features, boxes))
@@ -148,9 +144,7 @@ def upsampled_logits(head: MaskRCNNConvUpsampleHead, x: torch.Tensor) -> torch.T
     return logits.reshape(num_rois, predictor.out_channels, 2 * height, 2 * width)
 
 
-def _convolved(
-    pooler: ROIPooler, conv: nn.Conv2d, features: list[torch.Tensor], rois: torch.Tensor
-) -> torch.Tensor:
+def _convolved(pooler: ROIPooler, conv: nn.Conv2d, features: list[torch.Tensor], rois: torch.Tensor) -> torch.Tensor:
     """A convolution of pooled features, without the norm and activation that Detectron2's layer has behind it."""
     options = roi_options(pooler, features)
     convolved = convolved_rois(rois, **options)

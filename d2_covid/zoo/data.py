@@ -196,4 +196,3 @@ def _same_list(one: Path, other: Path) -> bool:
 
 def _in_words(facts: dict[str, Any]) -> str:
     return f"{facts['slices']} slices of {len(facts['patients'])} patients, {facts['lesions']} lesions"
-

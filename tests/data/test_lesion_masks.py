@@ -99,9 +99,7 @@ def test_unknown_mask_type_is_refused():
 
 
 @settings(max_examples=40, deadline=None)
-@given(
-    arrays(np.uint8, (12, 15), elements=st.integers(0, 3)), st.sampled_from(list(MASK_TYPES)), st.integers(0, 6)
-)
+@given(arrays(np.uint8, (12, 15), elements=st.integers(0, 3)), st.sampled_from(list(MASK_TYPES)), st.integers(0, 6))
 def test_kept_and_dropped_lesions_cover_the_class_once(mask, mask_type, min_area):
     kept, dropped = lesion_components(mask, mask_type, min_area)
     values = {"merge": [2, 3], "ggo": [2], "both": [2, 3]}[mask_type]

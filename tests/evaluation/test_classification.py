@@ -161,7 +161,7 @@ def test_predictions_can_be_scored_again(tmp_path):
 
 @pytest.mark.parametrize(
     "text, said",
-    [("", "first line"), ("a,b\n1,2\n", "first line"), (None, "Cannot read"), ("\"" + 200_000 * "a", "Cannot read")],
+    [("", "first line"), ("a,b\n1,2\n", "first line"), (None, "Cannot read"), ('"' + 200_000 * "a", "Cannot read")],
 )
 def test_other_files_are_no_predictions(tmp_path, text, said):
     path = tmp_path / "predictions.csv"
@@ -203,5 +203,5 @@ def test_the_report_gets_results_predictions_and_path(tmp_path):
     )
     evaluator.process(*batch(predictions()))
     evaluator.evaluate()
-    (results, given, path), = calls
+    ((results, given, path),) = calls
     assert results["dataset"] == "set" and len(given.truth) == 60 and path == tmp_path / "classification.html"

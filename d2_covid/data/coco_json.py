@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -144,11 +145,13 @@ def _folded(names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def patient_of(image: dict[str, Any]) -> tuple[str, bool]:
-    """Patient of an entry of ``images``, and whether the entry tells it; null and blank don't.
+    """Patient of an entry of ``images``, and whether the entry tells it; null, NaN and blank don't.
 
     Else it is the name of the file's folder, or without one that of the file.
     """
     told = image.get("patient_id")
+    if isinstance(told, float):  # tables write whole numbers so when some are missing, and those as NaN
+        told = int(told) if told.is_integer() else told if math.isfinite(told) else None
     if told is not None and str(told).strip():
         return str(told), True
     path = Path(str(image["file_name"]))

@@ -96,8 +96,20 @@ def _classifiers(groups: Sequence[Group]) -> str:
         rows.append([*row, *figures, _interval(group, "image/accuracy", 3)])
     head = ("", "recipe", "lesion model", "model", *_TRAINING, *_OF_CLASSES, "accuracy, 95 %")
     about = CLASSIFIER_HEAD.format(train=_counts(train) if train else "–", val=_counts(val) if val else "–")
-    parts = [title, "", about, markdown(head, rows), "", _recipes(groups), "", _commands(groups, "c"), ""]
+    parts = [title, "", about, markdown(head, rows), "", *_beside_guessing(groups)]
+    parts += [_recipes(groups), "", _commands(groups, "c"), ""]
     return "\n".join([*parts, *_machines(groups)])
+
+
+def _beside_guessing(groups: Sequence[Group]) -> list[str]:
+    """How many of the trainings are shown to tell the classes apart at all."""
+    areas = [record.get("metrics", {}).get("image/auc-COVID-19", {}) for group in groups for record in group.records]
+    lows = [area["low"] for area in areas if area.get("low") is not None]
+    if not lows:
+        return []
+    better = sum(low > 0.5 for low in lows)
+    words = "**Beside guessing**, whose ROC area is 0.5: trainings with a 95 % interval of that area above it:"
+    return [f"{words} {better or 'none'} of {len(lows)}.", ""]
 
 
 def _missing(groups: Sequence[Group]) -> str:

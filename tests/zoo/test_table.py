@@ -107,6 +107,17 @@ def test_classifiers_have_a_table_of_their_own(record):
     assert "- `classifier`, tuned.phantoms.s1, R18-T1, seeds 2, 3: not run." in page
 
 
+@pytest.mark.parametrize("lows, said", [((0.4, 0.51), "above it: 1 of 2."), ((0.4, 0.5), "above it: none of 2.")])
+def test_classifiers_are_held_against_guessing(record, lows, said):
+    made = []
+    for seed, low in enumerate(lows, 1):
+        figures = {"image/auc-COVID-19": {"value": 0.6, "low": low, "high": 0.7}}
+        made.append(record("classifier", seed=seed, start="x", kind="classifier", metrics=figures))
+    assert said in zoo_page(made)
+    made[0]["metrics"] = made[1]["metrics"] = {}
+    assert "guessing" not in zoo_page(made)
+
+
 def test_what_a_finished_row_does_not_know_is_a_dash(record):
     one = record(seconds=None)
     one["metrics"]["segm/AP50"] = {"value": None, "low": None, "high": None}

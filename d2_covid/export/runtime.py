@@ -97,7 +97,7 @@ class Session:
     def compute(self, images):
         """The graph alone: (N, h, w) uint8 to its outputs by name."""
         if not takes(self.info["input"], images.shape):
-            raise ValueError(f"this model takes images as its model.json says, not {list(images.shape)}")
+            raise ValueError(f"this model takes images as the 'input' of its model.json says, not {list(images.shape)}")
         return dict(zip(self.names, self._compute(np.ascontiguousarray(images))))
 
     def finish(self, raw, network_shape, slice_shape, image=0):

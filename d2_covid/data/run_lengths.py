@@ -30,6 +30,18 @@ def run_lengths(counts: str | bytes | Sequence[int]) -> np.ndarray:
     return runs
 
 
+def check_covers(counts: str | bytes | Sequence[int], height: int, width: int) -> None:
+    """Refuse a run-length code that does not cover its image: pycocotools decodes one that is too short without a word,
+    and those after it in the list shifted.
+
+    Raises:
+        ValueError: says how many pixels it has, or what :func:`run_lengths` refuses.
+    """
+    pixels = int(run_lengths(counts).sum())
+    if pixels != height * width:
+        raise ValueError(f"its runs add up to {pixels} pixels, not {height * width}")
+
+
 def _decompressed(counts: bytes) -> np.ndarray:
     # Five bits a character, low ones first; the sixth says that the run has more.
     bits = np.frombuffer(counts, dtype=np.uint8).astype(np.int64) - ord("0")

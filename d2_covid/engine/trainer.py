@@ -16,7 +16,7 @@ from detectron2.utils.events import EventStorage
 
 from ..data.files import atomic_write
 from ..errors import UserError
-from .carried_config import carried_facts
+from .carried_config import carried_facts, check_carried_classes
 from .checkpoint import FINAL, CheckpointFolder, check_facts, model_facts, periodic_name, read_checkpoint
 from .evaluation import evaluate, flat_numbers, share_statistics, unwrapped, validation_losses
 from .hooks import Evaluate, ProgressBar, SaveCheckpoint, WriteMetrics
@@ -287,9 +287,11 @@ def load_run(model: torch.nn.Module, checkpoint: dict[str, Any], cfg: CfgNode, s
     """Load the weights of a run that is to be resumed: all of them.
 
     Raises:
-        UserError: the checkpoint is of another model, or holds weights alone.
+        UserError: the checkpoint is of another model or of other image classes, or holds weights alone.
     """
-    check_facts(checkpoint.get("d2_covid", {}), cfg, source)
+    facts = checkpoint.get("d2_covid", {})
+    check_facts(facts, cfg, source)
+    check_carried_classes(facts, (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST), source)
     if "optimizer" not in checkpoint:
         raise UserError(f"{source} holds weights alone, and can't be resumed; give it as MODEL.WEIGHTS instead.")
     report = load_state(model, checkpoint["model"], str(source))

@@ -12,6 +12,7 @@ import numpy as np
 import pycocotools.mask as mask_util
 from detectron2.structures import BoxMode
 
+from ..data.run_lengths import check_covers
 from ..errors import UserError
 
 Rle = dict[str, Any]
@@ -155,6 +156,10 @@ def _check_sizes(masks: Sequence[Rle], height: int, width: int, what: str) -> No
     for mask in masks:
         if tuple(mask["size"]) != (height, width):
             raise UserError(f"{what} is {mask['size'][0]}x{mask['size'][1]}, and the slice {height}x{width} pixels.")
+        try:
+            check_covers(mask["counts"], height, width)
+        except ValueError as error:
+            raise UserError(f"{what} has a run-length code that does not fit the slice: {error}.") from error
 
 
 def _listed(classes: Sequence[str]) -> str:

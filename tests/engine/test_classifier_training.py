@@ -14,7 +14,7 @@ from d2_covid.errors import UserError
 import numpy as np
 import pytest
 import torch
-from detectron2.data import DatasetCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
 from PIL import Image
 
@@ -112,6 +112,22 @@ def test_classes_in_another_order_are_not_evaluated(config, slices, detector, tm
             run_evaluation(cfg)
     finally:
         DatasetCatalog.remove("classifier_reversed")
+
+
+def test_a_run_is_not_resumed_with_its_classes_in_another_order(slices, detector, tmp_path):
+    """Its slices, labelled by number, would be the same, and the fingerprint of the data with them."""
+    opts = (*TINY, "MODEL.WEIGHTS", str(detector), "MODEL.CLASSIFIER.TRAIN_NORM", "False")
+    opts += ("DATASETS.TRAIN", "('order_train',)", "DATASETS.TEST", "()", "OUTPUT_DIR", str(tmp_path / "run"))
+    try:
+        register_slices("order_train", slices / "train.csv", slices, ["no", "yes"])
+        Trainer(get_config(CLASSIFICATION, [*opts, "SOLVER.MAX_ITER", "2"])).train()
+        for catalog in (DatasetCatalog, MetadataCatalog):
+            catalog.remove("order_train")
+        register_slices("order_train", slices / "train.csv", slices, ["yes", "no"])
+        with pytest.raises(UserError, match="order_train has the image classes yes, no, .* trained on no, yes"):
+            Trainer(get_config(CLASSIFICATION, opts), resume=True)
+    finally:
+        DatasetCatalog.remove("order_train")
 
 
 @pytest.mark.parametrize("train_norm", [True, False])

@@ -276,6 +276,11 @@ def test_class_that_the_dataset_lacks_is_refused_at_once(register, two_patients)
         ({"image_id": 99}, "prediction for slice 99, which the dataset does not have"),
         ({"score": math.nan}, "score nan"),
         ({"segmentation": {"size": [80, 80], "counts": "P8"}}, "mask for slice 1 is 80x80, and the slice 160x160"),
+        (
+            {"segmentation": {"size": [160, 160], "counts": [100, 20]}},
+            "mask for slice 1 has a run-length code that .*: its runs add up to 120 pixels, not 25600",
+        ),
+        ({"segmentation": {"size": [160, 160], "counts": "~"}}, "mask for slice 1 .* no compressed run-length code"),
     ],
 )
 def test_predictions_that_do_not_fit_are_refused(lesions, change, message):

@@ -81,6 +81,15 @@ def test_a_slice_that_cannot_be_read_costs_no_other_its_panel(tmp_path):
             json.dumps([{**result(1, 0.5), "segmentation": {"size": [48, 64], "counts": "PP3"}}]),
             "a mask of 48 x 64 pixels for slice 1, which has 64 x 48",
         ),
+        (
+            json.dumps([{**result(1, 0.5), "segmentation": {"size": [64, 48], "counts": [100, 20]}}]),
+            "malformed mask for slice 1: its runs add up to 120 pixels, not 3072",
+        ),
+        (
+            json.dumps([{**result(1, 0.5), "segmentation": {"size": [64, 48], "counts": "~"}}]),
+            "malformed mask for slice 1: its counts are no compressed run-length code",
+        ),
+        (json.dumps([{**result(1, 0.5), "segmentation": {"size": [64, 48]}}]), "malformed mask for slice 1"),
     ],
 )
 def test_predictions_that_do_not_fit_are_refused(tmp_path, content, message):

@@ -93,6 +93,25 @@ def to_rle(segmentation: Any, height: int, width: int) -> Rle:
     return mask_util.merge(mask_util.frPyObjects(segmentation, height, width))
 
 
+def checked_rle(segmentation: Any, height: int, width: int, what: str) -> Rle:
+    """:func:`to_rle` of a segmentation that must cover its slice of ``height`` x ``width`` pixels.
+
+    Raises:
+        UserError: begins with ``what``; a run-length code of another size, malformed, or too short or long.
+    """
+    # Before it is compressed: pycocotools takes runs of any length, or fails in its own words.
+    if isinstance(segmentation, Mapping):
+        size = tuple(segmentation.get("size") or ())
+        if size != (height, width):
+            shown = "x".join(map(str, size)) or "of no size"
+            raise UserError(f"{what} is {shown}, and the slice {height}x{width} pixels.")
+        try:
+            check_covers(segmentation.get("counts", ""), height, width)
+        except (ValueError, TypeError) as error:
+            raise UserError(f"{what} has a run-length code that does not fit the slice: {error}.") from error
+    return to_rle(segmentation, height, width)
+
+
 def _truth(item: Mapping[str, Any], classes: Sequence[str]) -> SliceInstances:
     image_id, height, width = item["image_id"], item["height"], item["width"]
     annotations = item.get("annotations") or []
@@ -105,8 +124,8 @@ def _truth(item: Mapping[str, Any], classes: Sequence[str]) -> SliceInstances:
     boxes = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYWH_ABS) for a in annotations]
     masks = None
     if all(annotation.get("segmentation") for annotation in annotations):
-        masks = [to_rle(annotation["segmentation"], height, width) for annotation in annotations]
-        _check_sizes(masks, height, width, f"A lesion mask of slice {image_id} of the dataset")
+        what = f"A lesion mask of slice {image_id} of the dataset"
+        masks = [checked_rle(annotation["segmentation"], height, width, what) for annotation in annotations]
     return SliceInstances(
         image_id=image_id,
         patient=item.get("patient_id", image_id),
@@ -127,8 +146,8 @@ def _add_detections(item: SliceInstances, rows: list[Mapping[str, Any]], contigu
     item.masks = None
     with_mask = sum("segmentation" in row for row in rows)
     if with_mask == len(rows):
-        item.masks = [to_rle(row["segmentation"], item.height, item.width) for row in rows]
-        _check_sizes(item.masks, item.height, item.width, f"A predicted mask for slice {item.image_id}")
+        what = f"A predicted mask for slice {item.image_id}"
+        item.masks = [checked_rle(row["segmentation"], item.height, item.width, what) for row in rows]
     elif with_mask:
         raise UserError(f"Only {with_mask} of the {len(rows)} predictions for slice {item.image_id} have a mask.")
 
@@ -150,16 +169,6 @@ def _check_prediction(
         )
     if not math.isfinite(prediction["score"]):
         raise UserError(f"A prediction for slice {image_id} has the score {prediction['score']}; was training stable?")
-
-
-def _check_sizes(masks: Sequence[Rle], height: int, width: int, what: str) -> None:
-    for mask in masks:
-        if tuple(mask["size"]) != (height, width):
-            raise UserError(f"{what} is {mask['size'][0]}x{mask['size'][1]}, and the slice {height}x{width} pixels.")
-        try:
-            check_covers(mask["counts"], height, width)
-        except ValueError as error:
-            raise UserError(f"{what} has a run-length code that does not fit the slice: {error}.") from error
 
 
 def _listed(classes: Sequence[str]) -> str:

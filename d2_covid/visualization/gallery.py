@@ -11,8 +11,8 @@ import numpy as np
 from ..data.mappers import check_size
 from ..data.pairing import IMAGE_SUFFIXES, natural_key
 from ..data.preprocessing import read_slice
-from ..data.run_lengths import check_covers
 from ..errors import UserError
+from ..evaluation.slice_instances import checked_rle
 from .instances import InstanceArrays, from_coco_results, from_dataset_dict
 from .panels import slice_panel
 
@@ -97,18 +97,12 @@ def read_predictions(
         what = f"slice {sorted(strange, key=str)[0]}" if strange else f"category {min(categories - set(class_of))}"
         raise UserError(f"{path} has predictions for {what}, which the dataset lacks; name the dataset it was made on.")
     for result in results:
-        mask, size = result.get("segmentation"), sizes[result["image_id"]]
-        if not isinstance(mask, Mapping):
+        if "segmentation" not in result:
             continue
-        if tuple(mask.get("size", size)) != size:
-            raise UserError(
-                f"{path} has a mask of {' x '.join(map(str, mask['size']))} pixels for slice {result['image_id']}, "
-                f"which has {size[0]} x {size[1]} in the dataset; name the dataset it was made on."
-            )
         try:
-            check_covers(mask.get("counts", ""), *size)
-        except (ValueError, TypeError) as error:
-            raise UserError(f"{path} has a malformed mask for slice {result['image_id']}: {error}.") from error
+            checked_rle(result["segmentation"], *sizes[result["image_id"]], f"A mask for slice {result['image_id']}")
+        except UserError as error:
+            raise UserError(f"{path} does not fit the dataset: {error} Name the dataset it was made on.") from error
     return lambda record, image: from_coco_results(by_slice[record["image_id"]], *image.shape, class_of)
 
 

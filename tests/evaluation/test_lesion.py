@@ -281,6 +281,9 @@ def test_class_that_the_dataset_lacks_is_refused_at_once(register, two_patients)
             "mask for slice 1 has a run-length code that .*: its runs add up to 120 pixels, not 25600",
         ),
         ({"segmentation": {"size": [160, 160], "counts": "~"}}, "mask for slice 1 .* no compressed run-length code"),
+        ({"segmentation": {"size": [160, 160], "counts": [25605, -5]}}, "mask for slice 1 .* a run of -5 pixels"),
+        ({"segmentation": {"size": [160, 160], "counts": None}}, "mask for slice 1 has a run-length code that"),
+        ({"segmentation": {"counts": [25600]}}, "mask for slice 1 is of no size, and the slice 160x160"),
     ],
 )
 def test_predictions_that_do_not_fit_are_refused(lesions, change, message):

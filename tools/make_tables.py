@@ -29,10 +29,12 @@ from d2_covid.engine.seeding import seed_number
 from d2_covid.engine.steps import about
 from d2_covid.errors import UserError
 from d2_covid.tables.estimate import Cost, costs, paper_minutes, total_words
+from d2_covid.tables.jobs import Run
 from d2_covid.tables.models import MODELS, RECIPES, SEGMENTATION, choose_models
+from d2_covid.tables.options import IMAGENET, Options
 from d2_covid.tables.pages import in_order, write_table
 from d2_covid.tables.phantom_layouts import write_covidx_layout
-from d2_covid.tables.plan import IMAGENET, TABLE_OF, Options, Plan, Run, earlier_runs, make_plan, printed
+from d2_covid.tables.plan import TABLE_OF, Plan, earlier_runs, make_plan, printed
 from d2_covid.tables.rows import outcome_of
 from d2_covid.tables.run import carry_out, waiting_runs
 from d2_covid.tables.settings import check_settings

@@ -26,8 +26,8 @@ from ..engine.schedule import resolve_schedule
 from ..engine.seeding import seeded
 from ..engine.setup import build_for_device
 from ..engine.steps import about
+from .jobs import Run
 from .models import SEGMENTATION
-from .plan import Run
 
 logger = logging.getLogger(__name__)
 

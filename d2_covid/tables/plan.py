@@ -1,4 +1,4 @@
-"""What has to run for the tables: preparations and trainings, as the commands that a user would type."""
+"""What has to run for the tables, in order."""
 
 import shlex
 from collections.abc import Iterable, Sequence
@@ -6,175 +6,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from detectron2.config import CfgNode
-
 from ..config import get_config
-from ..data.files import sha256_of
 from ..engine.checkpoint import FINAL
-from ..engine.setup import choose_device
 from ..engine.weights import SCHEME
 from ..errors import UserError
+from .jobs import Preparation, Run, command_of
 from .models import CLASSIFICATION, MODELS, SEGMENTATION, TableModel
+from .options import IMAGENET, Options
 from .settings import known_departures
 from .sources import ClassSet, LesionSet
 
 TABLE_OF = {SEGMENTATION: 2, CLASSIFICATION: 3}
 LESION_SET, CLASS_SET = "cncb", "covidx_ct"
-IMAGENET = "imagenet"
-
-# Set by the options that say the same, or by the tables' own needs.
-_RESERVED = ("SEED", "OUTPUT_DIR", "MODEL.WEIGHTS", "MODEL.DEVICE", "DATASETS.", "SOLVER.EPOCHS")
-# Changes no result.
-_FREE = "DATALOADER.NUM_WORKERS"
-
-
-@dataclass(frozen=True)
-class Options:
-    """What the user chose, beside the data.
-
-    Args:
-        output: folder for everything.
-        models, seeds: a training of each model with each seed.
-        recipe: "paper" or "tuned".
-        epochs, classifier_epochs: passes over the training slices; None as in the recipe.
-        init: starting weights of each Mask R-CNN: "" for none, "imagenet", or a checkpoint.
-        weights_dir: folder of trained Mask R-CNNs for the classifiers; None: those that are trained here.
-        device: ``MODEL.DEVICE``; None for what there is.
-        overrides: ``KEY VALUE ...`` for every training.
-        phantoms: the data are phantoms.
-    """
-
-    output: Path
-    models: tuple[TableModel, ...]
-    seeds: tuple[int, ...] = (0,)
-    recipe: str = "paper"
-    epochs: int | None = None
-    classifier_epochs: int | None = None
-    init: str = ""
-    weights_dir: Path | None = None
-    device: str | None = None
-    overrides: tuple[str, ...] = ()
-    phantoms: bool = False
-
-    def __post_init__(self) -> None:
-        if len(self.overrides) % 2:
-            raise UserError(f"Config overrides come as KEY VALUE ..., and {self.overrides[-1]!r} has no partner.")
-        for key in self.overrides[::2]:
-            if key.startswith(_RESERVED):
-                raise UserError(
-                    f"{key} is set by the tables themselves; see --seeds, --epochs, --classifier-epochs, --init, "
-                    "--weights-dir, --device and --output."
-                )
-        for name, epochs in (("--epochs", self.epochs), ("--classifier-epochs", self.classifier_epochs)):
-            if epochs is not None and epochs < 1:
-                raise UserError(f"{name} is {epochs}; it takes 1 or more.")
-        if any(seed < 0 for seed in self.seeds):
-            raise UserError(f"--seeds {min(self.seeds)}: seeds are 0 or more, so that runs repeat.")
-
-    @property
-    def deciding_overrides(self) -> str:
-        """The overrides that bear on results."""
-        pairs = zip(self.overrides[::2], self.overrides[1::2], strict=True)
-        return " ".join(f"{key} {value}" for key, value in pairs if key != _FREE)
-
-    @property
-    def data(self) -> Path:
-        """``$DETECTRON2_DATASETS`` of all runs."""
-        return self.output / "data"
-
-    def departures(self, kind: str) -> list[str]:
-        """In what the choices for runs of a kind are not the paper's, as sentences."""
-        found = []
-        if self.phantoms:
-            found.append("the data are phantoms, generated pictures: nothing here says how a model does on people")
-        if self.recipe != "paper":
-            found.append(f"the {self.recipe} recipe, not the paper's")
-        if self.epochs is not None and kind == SEGMENTATION:
-            found.append(f"epochs of each Mask R-CNN: {self.epochs}, set by --epochs")
-        if self.classifier_epochs is not None and kind == CLASSIFICATION:
-            found.append(f"epochs of each classifier: {self.classifier_epochs}, set by --classifier-epochs")
-        if self.deciding_overrides:
-            found.append(f"config overrides: {self.deciding_overrides}")
-        return found
-
-
-@dataclass(frozen=True)
-class Run:
-    """A training and the evaluation at its end: one command.
-
-    Args:
-        kind: "segmentation" or "classification".
-        overrides: ``KEY VALUE ...`` of its config, output folder apart.
-        folder: its ``OUTPUT_DIR``.
-        dataset: that it is evaluated on.
-        detector: of a classifier, the checkpoint that it starts from.
-    """
-
-    kind: str
-    model: TableModel
-    seed: int
-    config_file: Path
-    overrides: tuple[str, ...]
-    folder: Path
-    dataset: str
-    training_slices: int
-    test_slices: int
-    detector: Path | None = None
-
-    @property
-    def name(self) -> str:
-        """In words; unique."""
-        what = "Mask R-CNN" if self.kind == SEGMENTATION else "COVID-CT-Mask-Net"
-        return f"{what} {self.model.name}, seed {self.seed}"
-
-    @property
-    def final(self) -> Path:
-        """The checkpoint at the end, which is the one that is evaluated."""
-        return self.folder / FINAL
-
-    @property
-    def outputs(self) -> tuple[Path, Path]:
-        """Files that are there when it is done."""
-        return self.final, self.results
-
-    @property
-    def results(self) -> Path:
-        """``results.json`` of the evaluation."""
-        return self.folder / "inference" / self.dataset / "results.json"
-
-    def config(self) -> CfgNode:
-        """Its config, on the device that there is."""
-        opts = [*self.overrides, "OUTPUT_DIR", str(self.folder)]
-        cfg = get_config(self.config_file, opts)
-        choose_device(cfg, opts)
-        return cfg
-
-    def inputs(self) -> list[Any]:
-        """Plain values that decide what comes out, wherever the files lie. A config key that a new version adds is none
-        of them: it is neutral, or else :data:`.run.EDITION` is raised."""
-        recipe = CfgNode.load_yaml_with_base(str(self.config_file))
-        overrides = dict(zip(self.overrides[::2], self.overrides[1::2], strict=True))
-        start = overrides.pop("MODEL.WEIGHTS", "")
-        if Path(start).is_file():
-            start = sha256_of(start)  # a classifier is trained anew when its Mask R-CNN changes
-        decisive = {key: value for key, value in overrides.items() if key not in ("MODEL.DEVICE", _FREE)}
-        return [self.kind, self.model.name, self.seed, recipe, decisive, start]
-
-
-@dataclass(frozen=True)
-class Preparation:
-    """A data set to prepare: arguments of a script in ``datasets/``.
-
-    Args:
-        inputs: plain values that decide what comes out.
-        outputs: files that are there when it is done.
-    """
-
-    name: str
-    script: str
-    arguments: tuple[str, ...]
-    inputs: list[Any]
-    outputs: tuple[Path, ...]
 
 
 @dataclass(frozen=True)
@@ -226,7 +69,7 @@ def make_plan(options: Options, tables: Sequence[int], lesions: LesionSet | None
         settings[SEGMENTATION] = {
             "recipe": options.recipe,
             "epochs": options.epochs,
-            "init": options.init,
+            "init": _whole(options.init),
             "overrides": options.deciding_overrides,
             "split": " ".join(lesions.split),
             "lesion set": lesions.fingerprint,
@@ -249,19 +92,11 @@ def make_plan(options: Options, tables: Sequence[int], lesions: LesionSet | None
             "recipe": options.recipe,
             "classifier epochs": options.classifier_epochs,
             "overrides": options.deciding_overrides,
-            "weights": str(options.weights_dir or ""),
+            "weights": _whole(options.weights_dir or ""),
             "subset": classes.subset,
             "lists": classes.fingerprint,
         }
     return Plan(options, preparations, runs, lesions, classes, settings, given)
-
-
-def command_of(job: Preparation | Run, checkout: Path, progress: bool = False) -> list[str]:
-    """The script and its arguments."""
-    if isinstance(job, Preparation):
-        return [str(checkout / "datasets" / job.script), *job.arguments]
-    command = [str(checkout / "tools" / "train_net.py"), "--config-file", str(job.config_file), "--resume"]
-    return [*command, *["--progress"] * progress, *job.overrides, "OUTPUT_DIR", str(job.folder)]
 
 
 def printed(plan: Plan, checkout: Path) -> list[str]:
@@ -276,6 +111,12 @@ def printed(plan: Plan, checkout: Path) -> list[str]:
 def _quoted(word: str) -> str:
     """A word for a shell, readable where it has single quotes in it, as dataset names do."""
     return f'"{word}"' if "'" in word and not set(word) & set('"$`\\!') else shlex.quote(word)
+
+
+def _whole(start: str | Path) -> str:
+    """A file or folder by its whole path: typed another way, or from another folder, it is the same."""
+    named = str(start) in ("", IMAGENET) or "://" in str(start)
+    return str(start) if named else str(Path(start).resolve())
 
 
 def _prepare_lesions(options: Options, lesions: LesionSet) -> Preparation:

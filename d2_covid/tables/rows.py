@@ -10,8 +10,8 @@ from typing import Any
 
 from ..engine.hooks import METRICS
 from ..engine.run_record import read_record
+from .jobs import Run
 from .models import CLASSIFICATION, SEGMENTATION, TableModel
-from .plan import Run
 
 
 @dataclass(frozen=True)

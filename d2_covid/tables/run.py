@@ -12,7 +12,8 @@ from ..engine.children import stop
 from ..engine.folder_lock import held, held_in_turn, is_held
 from ..engine.steps import Steps
 from ..errors import UserError
-from .plan import Plan, Preparation, Run, command_of
+from .jobs import Preparation, Run, command_of
+from .plan import Plan
 from .settings import check_settings, note_settings
 
 STATE = ".steps.json"

@@ -8,8 +8,8 @@ from pathlib import Path
 from d2_covid.engine.steps import about
 from d2_covid.tables import estimate
 from d2_covid.tables.estimate import Speed, cost_of, costs, paper_minutes, total_words
+from d2_covid.tables.jobs import Run
 from d2_covid.tables.models import CLASSIFICATION, MODELS, SEGMENTATION
-from d2_covid.tables.plan import Run
 
 import pytest
 import torch

@@ -7,8 +7,9 @@ import math
 from pathlib import Path
 
 from d2_covid.tables.models import CLASSIFICATION, MODELS, SEGMENTATION
+from d2_covid.tables.options import Options
 from d2_covid.tables.pages import as_json, csv_text, in_order, markdown, write_table
-from d2_covid.tables.plan import Options, make_plan
+from d2_covid.tables.plan import make_plan
 from d2_covid.tables.rows import COLUMNS, Figure, Outcome, Spread, outcome_of, spread, training_minutes
 from d2_covid.tables.sources import ClassSet, LesionSet
 

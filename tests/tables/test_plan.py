@@ -6,7 +6,8 @@ from pathlib import Path
 
 from d2_covid.errors import UserError
 from d2_covid.tables.models import CLASSIFICATION, MODELS, SEGMENTATION, choose_models
-from d2_covid.tables.plan import Options, earlier_runs, make_plan, printed
+from d2_covid.tables.options import Options
+from d2_covid.tables.plan import earlier_runs, make_plan, printed
 from d2_covid.tables.settings import note_settings
 from d2_covid.tables.sources import ClassSet, LesionSet
 
@@ -64,6 +65,22 @@ def test_commands_are_those_a_user_would_type(repository):
 def test_starting_weights_fit_the_depth(tmp_path):
     plan = make_plan(options(tmp_path, "R18-T2", "R50", init="imagenet"), [2], LESIONS, None)
     assert [run.config().MODEL.WEIGHTS for run in plan.runs] == ["torchvision://resnet18", "torchvision://resnet50"]
+
+
+def test_where_weights_lie_is_the_same_however_it_is_typed(tmp_path, monkeypatch):
+    def kept(init, weights_dir):
+        plan = make_plan(options(tmp_path / "out", init=init, weights_dir=Path(weights_dir)), [2, 3], LESIONS, CLASSES)
+        return plan.settings[SEGMENTATION]["init"], plan.settings[CLASSIFICATION]["weights"]
+
+    (tmp_path / "zoo").mkdir()
+    (tmp_path / "zoo" / "R18-T1.pth").touch()
+    monkeypatch.chdir(tmp_path)
+    typed = kept("zoo/R18-T1.pth", "zoo")
+    assert typed == kept(str(tmp_path / "zoo" / "R18-T1.pth"), tmp_path / "zoo") == kept("./zoo/R18-T1.pth", "zoo/.")
+    monkeypatch.chdir(tmp_path / "zoo")
+    assert kept("R18-T1.pth", ".") == typed
+    assert kept("zoo/R18-T1.pth", "../zoo") != typed
+    assert [kept(named, ".")[0] for named in ("", "imagenet", "https://x/y.pth")] == ["", "imagenet", "https://x/y.pth"]
 
 
 def test_classifiers_start_from_given_weights_or_from_table_2s(tmp_path):

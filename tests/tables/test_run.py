@@ -8,7 +8,8 @@ from d2_covid.engine.folder_lock import held
 from d2_covid.errors import UserError
 from d2_covid.tables import run as tables_run
 from d2_covid.tables.models import MODELS
-from d2_covid.tables.plan import Options, make_plan
+from d2_covid.tables.options import Options
+from d2_covid.tables.plan import make_plan
 from d2_covid.tables.run import carry_out, run_logged, set_aside, waiting_runs
 from d2_covid.tables.sources import ClassSet, LesionSet
 

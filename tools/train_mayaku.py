@@ -24,7 +24,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Sequence
+from typing import Any, Mapping, Sequence
 
 from d2_covid import get_config
 from d2_covid.benchmark.mayaku_peer import count_mayaku_parameters, mayaku_config, mayaku_version
@@ -141,13 +141,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from mayaku import evaluate
 
-    metrics = evaluate(
+    fractions = evaluate(
         trained["final_weights"],
         annotations=val.annotations,
         images=val.images,
         output_dir=args.output,
         device=device,
     )
+    metrics = in_percent(fractions)
     result = {
         "peer": "mayaku",
         "backbone": "ResNet50",
@@ -166,12 +167,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         "metrics": metrics,
     }
     write_json(args.output / "result.json", json.loads(json.dumps(result, default=float)))
-    for kind in ("bbox", "segm"):
-        numbers = ", ".join(f"{name} {value:.4g}" for name, value in metrics.get(kind, {}).items())
-        print(f"{kind}: {numbers}")
+    for kind, found in metrics.items():
+        print(f"{kind}: {', '.join(f'{name} {value:.4g}' for name, value in found.items())}")
     took = f"{result['passes']:.2f} passes of {whole.slices:,} slices in {seconds / 60:.1f} minutes on {device}"
     print(f"{took}; {args.output / 'result.json'}")
     return 0
+
+
+def in_percent(fractions: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
+    """COCO's figures as records have them, of mayaku's, which run from 0 to 1; it has none of a model that found
+    nothing, and -1 where there was nothing to find, which is left out."""
+    nothing = dict.fromkeys(("AP", "AP50", "AP75"), 0.0)
+    return {
+        task: {name: 100 * value for name, value in (fractions.get(task) or nothing).items() if value >= 0}
+        for task in ("bbox", "segm")
+    }
 
 
 def _typed(args: argparse.Namespace) -> str:

@@ -116,6 +116,13 @@ def test_its_command_is_one_to_type(tool, monkeypatch):
     assert tool._typed(args) == "python tools/train_mayaku.py --name mine --seed 1 --minutes 2.0 --output output/mayaku"
 
 
+def test_its_figures_are_in_percent_as_ours(tool):
+    """mayaku 2.0.1 gives COCOeval's own fractions, and nothing of a model without a detection."""
+    found = tool.in_percent({"bbox": {"AP": 0.25, "APl": -1.0}, "segm": {"AP50": 0.003}})
+    assert found == {"bbox": {"AP": 25.0}, "segm": {"AP50": pytest.approx(0.3)}}
+    assert tool.in_percent({})["segm"] == {"AP": 0.0, "AP50": 0.0, "AP75": 0.0}
+
+
 def test_training_without_mayaku_is_one_line(tool, monkeypatch, tmp_path):
     monkeypatch.setattr(tool, "mayaku_version", lambda: None)
     with pytest.raises(UserError, match="pip install mayaku"):

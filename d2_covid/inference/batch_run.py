@@ -10,16 +10,16 @@ import torch
 
 from ..data.discovery import discover
 from ..data.files import write_json
-from ..data.globs import is_glob, reaches
 from ..data.limits import one_line
 from ..data.volumes import Problem, Series
 from ..engine.run_record import device_name, now, versions
 from ..errors import UserError
 from .kept_tags import check_keywords, read_tags
-from .outputs import DONE, READ_AS_INPUT, choose_outputs, file_sizes, overlay_writer, whole_folder, write_outputs
-from .predictions_json import NOTICE, SCHEMA_VERSION, model_facts
+from .output_folder import RECORD, SUMMARY, alone_in, refuse_foreign, refuse_nested
+from .outputs import DONE, choose_outputs, file_sizes, overlay_writer, whole_folder, write_outputs
+from .predictions_json import NOTICE, SCHEMA_VERSION, input_path, model_facts
 from .predictor import Predictor
-from .resume import config_sha256, result_key, whole_result
+from .resume import config_sha256, refuse_other_source, result_key, source_of, whole_result
 from .series_result import SeriesResult
 from .summary_table import SummaryRow, write_summary
 
@@ -77,6 +77,7 @@ class BatchRun:
         self.save = choose_outputs(self.options.save)
         check_keywords(self.options.keep_tags)
         refuse_nested(self.inputs, self.output)
+        refuse_foreign(self.output)
         self.rows: list[SummaryRow] = []
         self._entries: list[dict[str, Any]] = []
         self._problems: list[Problem] = []
@@ -89,8 +90,12 @@ class BatchRun:
             Exit status: 0 all done, 1 some failed, 2 there was nothing to start on.
 
         Raises:
-            UserError: the output folder can't be written to.
+            UserError: the output folder can't be written to, or another run writes into it.
         """
+        with alone_in(self.output):
+            return self._run()
+
+    def _run(self) -> int:
         self._write_record("running")
         try:
             for item in discover(self.inputs, assume_window=self.options.assume_window, on_found=self.progress.found):
@@ -117,21 +122,28 @@ class BatchRun:
         return 1 if failed else 0
 
     def _write_ending(self, status: str) -> None:
-        write_summary(self.output / "summary.csv", self.rows)
+        write_summary(self.output / SUMMARY, self.rows)
         self._write_record(status)
 
     def _problem(self, problem: Problem) -> None:
         self._problems.append(problem)
         self.report(f"{'error' if problem.failed else 'note'}: {problem.message}")
         if problem.failed:
-            self.rows.append(SummaryRow(series=problem.path, status="failed", message=problem.message))
+            path = problem.path
+            self.rows.append(SummaryRow(series=path, status="failed", message=problem.message, path=path))
 
     def _series(self, series: Series) -> None:
         started = time.monotonic()
         folder = self.output / series.identifier
         for warning in series.warnings:
             self.report(f"warning: {warning}")
-        entry: dict[str, Any] = {"identifier": series.identifier, "kind": series.kind, "slices": series.num_slices}
+        entry: dict[str, Any] = {
+            "identifier": series.identifier,
+            "path": input_path(series),
+            "kind": series.kind,
+            "slices": series.num_slices,
+            "warnings": list(series.warnings),
+        }
         try:
             key = result_key(self.predictor, series, self.save, self.options.assume_window, self.options.keep_tags)
             done = whole_result(folder, key) if self.options.resume else None
@@ -149,12 +161,14 @@ class BatchRun:
                 series=series.identifier, status="failed", kind=series.kind, slices=series.num_slices, message=message
             )
             entry["error"] = message
-        row.seconds = round(time.monotonic() - started, 2)
-        entry |= {"status": row.status, "seconds": row.seconds, "warnings": list(series.warnings)}
+        row.seconds, row.path = round(time.monotonic() - started, 2), entry["path"]
+        entry |= {"status": row.status, "seconds": row.seconds}
         self.rows.append(row)
         self._entries.append(entry)
 
     def _predict(self, series: Series, folder: Path, key: str, entry: dict[str, Any]) -> SummaryRow:
+        source = source_of(series)
+        refuse_other_source(folder, source)
         tags = read_tags(series, self.options.keep_tags)
         share = 1.0 / series.num_slices
         with whole_folder(folder) as part:
@@ -177,11 +191,14 @@ class BatchRun:
                 "write": round(time.perf_counter() - started, 3),
             }
             row = summary_row(result)
-            write_json(part / DONE, {"key": key, "row": vars(row), "files": file_sizes(part)})
+            write_json(part / DONE, {"key": key, "source": source, "row": vars(row), "files": file_sizes(part)})
+        for warning in result.warnings[len(series.warnings) :]:
+            self.report(f"warning: {warning}")
         for one in result.failed_slices:
             self.report(f"error: {one.message}")
         entry |= {
             "folder": folder.name,
+            "warnings": list(result.warnings),
             "seconds_by_stage": seconds,
             "left_out": left_out,
             "failed_slices": [{"index": one.index, "message": one.message} for one in result.failed_slices],
@@ -223,7 +240,7 @@ class BatchRun:
             "failures": [vars(problem) for problem in self._problems if problem.failed],
             "left_out": [vars(problem) for problem in self._problems if not problem.failed],
         }
-        write_json(self.output / "run.json", record)
+        write_json(self.output / RECORD, record)
 
 
 def summary_row(result: SeriesResult) -> SummaryRow:
@@ -254,19 +271,6 @@ def failure_message(series: Series, error: Exception) -> str:
     if isinstance(error, OSError):
         return f"{name}: {one_line(error, 200)}."
     return f"{name}: unforeseen {type(error).__name__}; --debug shows where. Other series are not affected."
-
-
-def refuse_nested(inputs: Sequence[str | Path], output: Path) -> None:
-    """Refuse an output folder that is an input, lies in one, or has files that a glob would match: the next run would
-    read its own results."""
-    for item in inputs:
-        path = Path(item)
-        if is_glob(item):
-            nested = any(reaches(item, output, [None, *name.split("/")]) for name in READ_AS_INPUT)
-        else:
-            nested = path.is_dir() and output.resolve().is_relative_to(path.resolve())
-        if nested:
-            raise UserError(f"The output folder {output} lies in the input {path}; give one outside it.")
 
 
 def library_versions() -> dict[str, str]:

@@ -49,15 +49,21 @@ def model_facts(predictor: Predictor) -> dict[str, Any]:
     }
 
 
+def input_path(series: Series) -> str:
+    """Where a series was read: its file, or the folder of several; empty for an array."""
+    files = series.source_files
+    of_folder = len(files) > 1 and series.kind != "volume"  # a volume's second file is its voxels
+    return str(files[0].parent if of_folder else files[0]) if files else ""
+
+
 def input_facts(series: Series, tags: dict[str, str]) -> dict[str, Any]:
     """What was read."""
-    placed, files = series.geometry is not None, series.source_files
-    of_folder = len(files) > 1 and series.kind != "volume"  # a volume's second file is its voxels
+    placed = series.geometry is not None
     return {
         "identifier": series.identifier,
         "kind": series.kind,
-        "path": str(files[0].parent if of_folder else files[0]) if files else "",
-        "files": len(files),
+        "path": input_path(series),
+        "files": len(series.source_files),
         "slices": series.num_slices,
         "hounsfield": series.hounsfield,
         "shape": list(series.shape) if series.shape else None,

@@ -1,4 +1,4 @@
-"""Whether the result of a series is still that of its files, model and options."""
+"""What the result of a series is of, and whether it is still that of its files, model and options."""
 
 import hashlib
 import json
@@ -6,9 +6,12 @@ from pathlib import Path
 from typing import Any, Sequence
 
 from .. import __version__
+from ..data.limits import one_line
 from ..data.volumes import Series
+from ..errors import UserError
+from .kept_tags import read_tags
 from .outputs import DONE
-from .predictions_json import SCHEMA_VERSION
+from .predictions_json import SCHEMA_VERSION, input_path
 from .predictor import Predictor
 from .summary_table import SummaryRow
 
@@ -41,11 +44,47 @@ def config_sha256(predictor: Predictor) -> str:
 
 def whole_result(folder: Path, key: str) -> dict[str, Any] | None:
     """What a series' folder says of itself, if it was made under this key, of every slice, and has all its files."""
+    done = json_object(folder / DONE)
     try:
-        done = json.loads((folder / DONE).read_text(encoding="utf-8"))
         if done["key"] != key or SummaryRow(**done["row"]).status != "done":
             return None
         whole = all((folder / name).stat().st_size == size for name, size in done["files"].items())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     return done if whole else None
+
+
+def source_of(series: Series) -> str:
+    """What a result is of, whatever the model: the SeriesInstanceUID of DICOM, which may lie elsewhere the next time;
+    without one, the resolved path of its folder; of a volume or an image by itself, the file; of loose images, the
+    folder.
+
+    Raises:
+        UserError: a header can't be read any more.
+    """
+    uid = read_tags(series, ("SeriesInstanceUID",)).get("SeriesInstanceUID")
+    path = series.source_files[0].parent if series.kind == "dicom" else Path(input_path(series))
+    return uid or str(path.resolve())
+
+
+def refuse_other_source(folder: Path, source: str) -> None:
+    """Refuse to replace the result of another source; one that doesn't say, from an earlier version, may be replaced.
+
+    Raises:
+        UserError: the message names both sources.
+    """
+    earlier = json_object(folder / DONE).get("source", source)
+    if earlier != source:
+        raise UserError(
+            f"{one_line(folder)} holds the result of {one_line(earlier)}, which that of {one_line(source)} would "
+            "replace; remove it, or give another output folder."
+        )
+
+
+def json_object(path: Path) -> dict[str, Any]:
+    """The object in a json file; empty where none can be read."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}

@@ -5,6 +5,7 @@ from typing import Sequence
 
 import numpy as np
 
+from ..data.limits import one_line
 from ..data.volumes import Series
 from ..evaluation.patient_classification import AGGREGATIONS
 from .linking import Lesion, LesionLinker
@@ -56,6 +57,7 @@ class SeriesResult:
         lung_is_approximate: there were no Hounsfield units to tell the lung by.
         lesions: linked across slices, the largest first; None without masks or without a place in the patient.
         classes: by each rule; empty from a model that doesn't classify.
+        warnings: one line each: those of the series first, then what came up.
         seconds: by stage.
     """
 
@@ -106,7 +108,7 @@ class SeriesSummary:
         self._with_masks, self._names = with_masks, tuple(lesion_classes)
         self._pixels = dict.fromkeys(self._names, 0)
         self._mm3 = dict.fromkeys(self._names, 0.0)
-        self._lung_mm3, self._both_mm3, self._both_pixels = 0.0, 0.0, 0
+        self._lung_mm3, self._both_mm3, self._lung_pixels, self._both_pixels = 0.0, 0.0, 0, 0
 
     def add(self, result: SliceResult, labels: np.ndarray | None, masks: np.ndarray | None) -> None:
         """Take the next slice: its result, its label map (H, W), and the masks (R, H, W) of its instances."""
@@ -118,6 +120,7 @@ class SeriesSummary:
             self._mm3[name] += pixels * voxel
         self._lung_mm3 += (result.lung_area_px or 0) * voxel
         self._both_mm3 += (result.lung_and_lesions_area_px or 0) * voxel
+        self._lung_pixels += result.lung_area_px or 0
         self._both_pixels += result.lung_and_lesions_area_px or 0
         if self._linker is not None and labels is not None and masks is not None:
             nodes = self._linker.add(labels > 0, result.index, voxel)
@@ -142,7 +145,7 @@ class SeriesSummary:
             self._slices = [_numbered(result, numbers) for result in self._slices]
         volumes = {name: mm3 / 1000 for name, mm3 in self._mm3.items()} if placed and self._with_masks else None
         share = None
-        if self._with_masks and self._both_pixels:
+        if self._with_masks and self._lung_pixels:
             share = sum(self._pixels.values()) / self._both_pixels
             if placed and self._both_mm3 > 0:
                 share = sum(self._mm3.values()) / self._both_mm3
@@ -161,7 +164,7 @@ class SeriesSummary:
             lung_is_approximate=not series.hounsfield,
             lesions=lesions,
             classes=classes_by_rule(self._slices, self._image_classes, self._k) if self._image_classes else (),
-            warnings=series.warnings,
+            warnings=series.warnings + (() if self._lung_pixels else (_no_lung(series),)),
             seconds=seconds,
         )
 
@@ -190,6 +193,13 @@ def classes_by_rule(slices: Sequence[SliceResult], image_classes: Sequence[str],
             )
         )
     return tuple(found)
+
+
+def _no_lung(series: Series) -> str:
+    return (
+        f"{one_line(series.identifier)}: no lung was found in any slice, as in images cropped to it, where it touches "
+        "the border; there is no share of the lung, and a lung volume of 0 is no measure."
+    )
 
 
 def _numbered(result: SliceResult, numbers: dict[int, int]) -> SliceResult:

@@ -101,7 +101,7 @@ class SliceResult:
     @property
     def lesion_share_of_lung(self) -> float | None:
         """Pixels of lesions over pixels of lung and lesions together; None without masks or without lung."""
-        if self.lesion_area_px is None or not self.lung_and_lesions_area_px:
+        if self.lesion_area_px is None or not self.lung_area_px or not self.lung_and_lesions_area_px:
             return None
         return sum(self.lesion_area_px.values()) / self.lung_and_lesions_area_px
 

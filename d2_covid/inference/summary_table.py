@@ -18,6 +18,7 @@ class SummaryRow:
         status: "done", "partly" (some loose images can't be read), "failed", or "whole already".
         lung_share_percent: lesions over lung and lesions together.
         image_class: by the rule "any_k".
+        path: where it was read, by which series of one name are told apart; not in the printed table.
     """
 
     series: str
@@ -31,6 +32,7 @@ class SummaryRow:
     image_class: str | None = None
     seconds: float | None = None
     message: str = ""
+    path: str = ""
 
 
 COLUMNS = tuple(field.name for field in fields(SummaryRow))
@@ -46,7 +48,8 @@ def write_summary(path: str | Path, rows: Sequence[SummaryRow]) -> None:
 
 def printed_table(rows: Sequence[SummaryRow], width: int = 40) -> str:
     """The rows as a table for the terminal, long names shortened in their middle; columns that are empty left out."""
-    columns = [name for name in COLUMNS[:-1] if any(getattr(row, name) not in (None, "") for row in rows)]
+    printed = [name for name in COLUMNS if name not in ("message", "path")]
+    columns = [name for name in printed if any(getattr(row, name) not in (None, "") for row in rows)]
     cells = [[_cell(getattr(row, name), width) for name in columns] for row in rows]
     return tabulate(cells, [name.replace("_", " ") for name in columns], disable_numparse=True)
 

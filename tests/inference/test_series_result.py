@@ -5,8 +5,10 @@ import tracemalloc
 from d2_covid.data.intensity import Unit
 from d2_covid.data.lung import lung_masks
 from d2_covid.data.volumes import Series, series_from_array
+from d2_covid.inference.predictions_json import result_facts
 from d2_covid.inference.series_result import classes_by_rule
 from d2_covid.inference.slice_result import SliceResult, decode_mask, label_map, paint_labels
+from d2_covid.visualization.report_tables import measure_rows
 
 import numpy as np
 import pytest
@@ -50,6 +52,29 @@ def test_without_lesions_there_are_zeros_not_gaps(known):
     result = known.volume(volume, SPACING)
     assert (result.lesion_volume_ml, result.lesion_count, result.lesions) == (0.0, 0, ())
     assert result.lesion_share_of_lung is None and result.classes == ()
+
+
+def test_lesions_without_a_lung_have_no_share(known):
+    """The lung touches the border: air outside the body, for all that can be told."""
+    volume = np.full((2, 40, 48), 40, np.int16)
+    volume[:, :, :20] = -853
+    result = known.volume(volume, SPACING)
+    assert result.lesion_count == 1 and result.lesion_volume_ml > 0 and result.lung_volume_ml == 0
+    assert result.lesion_share_of_lung is None and [one.lesion_share_of_lung for one in result.slices] == [None] * 2
+    assert result_facts(result)["lesion_share_of_lung"] is None
+    (share,) = [row for row in measure_rows(result) if row.name == "Share of the lung"]
+    assert (share.value, share.limits) == ("none", "No lung was found.")
+    (warning,) = result.warnings
+    assert warning.startswith("volume: no lung was found in any slice") and "\n" not in warning
+
+
+def test_a_lung_in_one_slice_is_a_lung(known, scans):
+    volume = scans.body(2)
+    volume[0] = -853
+    result = known.volume(volume, SPACING)
+    first, second = result.slices
+    assert first.lesion_share_of_lung is None and 0 < second.lesion_share_of_lung < 1
+    assert 0 < result.lesion_share_of_lung < 1 and result.warnings == ()
 
 
 def test_overlaps_go_to_the_higher_score():

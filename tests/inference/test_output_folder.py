@@ -1,0 +1,147 @@
+"""What a run finds in its output folder: results of other inputs, records of other commands, another run."""
+
+import csv
+import json
+from pathlib import Path
+
+from d2_covid.engine.folder_lock import held
+from d2_covid.errors import UserError
+from d2_covid.inference.batch_run import BatchOptions, BatchRun
+from d2_covid.inference.summary_table import printed_table
+
+import numpy as np
+import pytest
+from PIL import Image
+
+
+@pytest.fixture
+def run(known, tmp_path):
+    """``run(*inputs)`` saves predictions.json into ``tmp_path/out``, and gives the exit status and the lines said."""
+
+    def start(*inputs, resume=False) -> tuple[int, list[str]]:
+        lines = []
+        options = BatchOptions(save=["json"], resume=resume)
+        return BatchRun(known, inputs, tmp_path / "out", options, lines.append).run(), lines
+
+    return start
+
+
+def _images(folder: Path, count: int) -> Path:
+    folder.mkdir(parents=True)
+    for number in range(count):
+        Image.fromarray(np.full((40, 48), 84, np.uint8)).save(folder / f"{number}.png")
+    return folder
+
+
+KINDS = {
+    "volume": ("ct", lambda scans, top: scans.nifti(top / "ct.nii.gz", scans.body(2))),
+    "volume in two": ("ct", lambda scans, top: scans.itk(top / "ct.mhd", scans.body(2))),
+    "image": ("0", lambda scans, top: _images(top / "x", 1) / "0.png"),
+    "images": ("x", lambda scans, top: _images(top / "x", 2)),
+    "DICOM without UID": ("x", lambda scans, top: scans.dicom_series(top / "x", scans.body(2), SeriesInstanceUID=None)),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_result_of_another_input_of_that_name_stays(kind, run, scans, tmp_path):
+    name, write = KINDS[kind]
+    one, other = (write(scans, tmp_path / patient) for patient in "AB")
+    result = tmp_path / "out" / name
+    assert run(one)[0] == 0
+    before = {path: path.stat().st_ino for path in result.iterdir()}
+    for resume in (False, True):
+        status, lines = run(other, resume=resume)
+        (error,) = [line for line in lines if line.startswith("error: ")]
+        assert status == 1 and f"{result} holds the result of {one}" in error and str(other) in error
+        assert {path: path.stat().st_ino for path in result.iterdir()} == before
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert record["series"][0]["status"] == "failed" and "folder" not in record["series"][0]
+    assert run(one)[0] == 0 and {path: path.stat().st_ino for path in result.iterdir()} != before
+
+
+def test_one_result_that_stays_costs_the_others_nothing(run, scans, tmp_path):
+    run(scans.nifti(tmp_path / "A" / "ct.nii", scans.body(2)))
+    scans.nifti(tmp_path / "B" / "ct.nii", scans.body(2))
+    scans.nifti(tmp_path / "B" / "lung.nii", scans.body(2))
+    assert run(tmp_path / "B")[0] == 1 and (tmp_path / "out" / "lung" / "done.json").is_file()
+
+
+def test_the_same_input_by_another_path_is_the_same(run, scans, tmp_path, monkeypatch):
+    path = scans.nifti(tmp_path / "A" / "ct.nii", scans.body(2))
+    (tmp_path / "link").symlink_to(tmp_path / "A")
+    monkeypatch.chdir(tmp_path)
+    assert [run(one)[0] for one in (path, Path("A") / "ct.nii", tmp_path / "link")] == [0, 0, 0]
+
+
+def test_dicom_with_a_uid_may_lie_elsewhere_the_next_time(run, scans, tmp_path):
+    folders = [scans.dicom_series(tmp_path / name, scans.body(2), series="1.5") for name in "AB"]
+    assert [run(folder)[0] for folder in folders] == [0, 0]
+
+
+def test_a_result_that_does_not_say_of_what_is_replaced(run, scans, tmp_path):
+    """As an earlier version wrote it."""
+    paths = [scans.nifti(tmp_path / patient / "ct.nii", scans.body(2)) for patient in "AB"]
+    run(paths[0])
+    done = tmp_path / "out" / "ct" / "done.json"
+    facts = json.loads(done.read_text())
+    assert facts.pop("source") == str(paths[0])
+    done.write_text(json.dumps(facts))
+    assert run(paths[1])[0] == 0 and json.loads(done.read_text())["source"] == str(paths[1])
+
+
+def test_series_of_one_name_are_told_apart_by_their_path(known, scans, tmp_path):
+    paths = [scans.nifti(tmp_path / patient / "ct.nii", scans.body(2)) for patient in "AB"]
+    damaged = scans.save(tmp_path / "C" / "ct.nii.gz", b"\x1f\x8b nothing")
+    expected = {"ct": str(paths[0]), "ct-2": str(paths[1])}
+    for resume in (False, True):
+        options = BatchOptions(save=["json"], resume=resume)
+        batch = BatchRun(known, [*paths, damaged], tmp_path / "out", options, lambda line: None)
+        assert batch.run() == 1
+        record = json.loads((tmp_path / "out" / "run.json").read_text())
+        assert {series["identifier"]: series["path"] for series in record["series"]} == expected
+        with open(tmp_path / "out" / "summary.csv", newline="") as file:
+            rows = {row["series"]: row["path"] for row in csv.DictReader(file)}
+        assert rows == expected | {str(damaged): str(damaged)}
+    for name, path in expected.items():
+        assert json.loads((tmp_path / "out" / name / "predictions.json").read_text())["input"]["path"] == path
+    assert "path" not in printed_table(batch.rows) and str(paths[0])[-15:] not in printed_table(batch.rows)
+
+
+def test_a_series_without_a_lung_is_said_and_kept(run, scans, tmp_path):
+    volume = np.full((2, 40, 48), 40, np.int16)
+    volume[:, :, :20] = -853
+    status, lines = run(scans.nifti(tmp_path / "ct.nii", volume))
+    (warning,) = [line.removeprefix("warning: ") for line in lines]
+    assert status == 0 and "no lung was found" in warning
+    for file in ("run.json", "ct/predictions.json"):
+        found = json.loads((tmp_path / "out" / file).read_text())
+        assert found.get("series", [found])[0]["warnings"] == [warning]
+    with open(tmp_path / "out" / "summary.csv", newline="") as file:
+        assert next(csv.DictReader(file))["lung_share_percent"] == ""
+
+
+# ---- what is no result of predict's ----
+
+
+@pytest.mark.parametrize(
+    "name, content",
+    [("run.json", '{"status": "finished", "config": {}}'), ("run.json", '{"notice'), ("summary.csv", "a,b\n")],
+)
+def test_what_another_command_wrote_is_not_replaced(name, content, run, scans, tmp_path):
+    path = scans.nifti(tmp_path / "ct.nii", scans.body(2))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).write_text(content)
+    with pytest.raises(UserError, match=f"out holds a {name} that d2-covid predict did not write"):
+        run(path)
+    assert (tmp_path / "out" / name).read_text() == content and len(list((tmp_path / "out").iterdir())) == 1
+
+
+def test_two_runs_at_once_do_not_share_a_folder(run, scans, tmp_path):
+    pytest.importorskip("fcntl", reason="this system knows no locks of folders")
+    path = scans.nifti(tmp_path / "ct.nii", scans.body(2))
+    (tmp_path / "out").mkdir()
+    with held(tmp_path / "out"), pytest.raises(UserError, match="Another run writes into .*out; wait"):
+        run(path)
+    assert list((tmp_path / "out").iterdir()) == []
+    assert run(path)[0] == 0
+    assert {one.name for one in (tmp_path / "out").iterdir()} == {"ct", "run.json", "summary.csv"}

@@ -30,7 +30,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="share of each class's patients to validate on; 0 for none [0.25]",
     )  # fmt: skip
     parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes beside this one [0]")
-    parser.add_argument("--overwrite", action="store_true", help="replace the folder if it is there")
+    parser.add_argument("--overwrite", action="store_true", help="replace the set of phantoms that is there")
     return parser
 
 

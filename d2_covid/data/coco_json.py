@@ -11,7 +11,8 @@ import pycocotools.mask as mask_util
 from detectron2.structures import BoxMode
 
 from ..errors import UserError
-from .lesion_masks import MASK_TYPES, require_mask_type
+from .lesion_masks import MASK_TYPES, box_fits, require_mask_type
+from .limits import one_line
 from .run_lengths import run_lengths
 
 logger = logging.getLogger(__name__)
@@ -48,7 +49,8 @@ def load_lesion_json(
 
     Raises:
         UserError: unreadable json, missing image, box outside its image, category ids that are not 1..K, annotation
-            without a mask, or another mask type than asked for. The message names the json and the entry.
+            without a mask, or another mask type than asked for. The message names the json and the entry. Boxes that do
+            not fit their masks are warned of, and used.
     """
     json_file = Path(json_file)
     content = read_coco(json_file)
@@ -96,8 +98,19 @@ def _field(json_file: Path, entry: dict[str, Any], key: str, what: str) -> Any:
     return entry[key]
 
 
+def check_id(json_file: Path, value: Any, what: str, key: str = "id") -> None:
+    """Refuse an id that is a list or an object (:class:`UserError`)."""
+    if isinstance(value, (list, dict)):
+        raise UserError(f"{json_file}: {what} has the {key} {one_line(value, 80)}; an id is a number or a name.")
+
+
+def _id_field(json_file: Path, entry: dict[str, Any], what: str, key: str = "id") -> Any:
+    check_id(json_file, _field(json_file, entry, key, what), what, key)
+    return entry[key]
+
+
 def _read_classes(json_file: Path, categories: list[dict]) -> tuple[str, ...]:
-    names = {_field(json_file, c, "id", "a category"): _field(json_file, c, "name", "a category") for c in categories}
+    names = {_id_field(json_file, c, "a category"): _field(json_file, c, "name", "a category") for c in categories}
     if set(names) != set(range(1, len(categories) + 1)) or not names:
         raise UserError(
             f"{json_file}: category ids are {sorted(names, key=str)}; number the lesion classes from 1 without gaps."
@@ -163,7 +176,7 @@ def _read_images(json_file: Path, images: list[dict], image_root: Path) -> dict[
     missing, without_patient = [], 0
     for number, image in enumerate(images):
         name = str(_field(json_file, image, "file_name", f"images[{number}]"))
-        image_id = _field(json_file, image, "id", f"image {name}")
+        image_id = _id_field(json_file, image, f"image {name}")
         size = [_field(json_file, image, key, f"image {name}") for key in ("height", "width")]
         if not all(isinstance(n, int) and n > 0 for n in size):
             raise UserError(f"{json_file}: image {name} has height {size[0]} and width {size[1]}; give whole pixels.")
@@ -200,14 +213,15 @@ def _read_images(json_file: Path, images: list[dict], image_root: Path) -> dict[
 def _add_annotations(
     json_file: Path, annotations: list[dict], dicts: dict[Any, dict], category_ids: tuple[int, ...]
 ) -> None:
-    seen = set()
+    seen, unfit = set(), []
     for number, annotation in enumerate(annotations):
+        check_id(json_file, annotation.get("id"), f"annotation at position {number}")
         what = f"annotation {annotation.get('id', f'at position {number}')}"
         if annotation.get("id") in seen:
             raise UserError(f"{json_file}: annotation id {annotation['id']} is given twice.")
         if "id" in annotation:
             seen.add(annotation["id"])
-        image_id = _field(json_file, annotation, "image_id", what)
+        image_id = _id_field(json_file, annotation, what, "image_id")
         if image_id not in dicts:
             raise UserError(f"{json_file}: {what} belongs to image id {image_id}, which is not in 'images'.")
         image = dicts[image_id]
@@ -219,6 +233,8 @@ def _add_annotations(
         box = _field(json_file, annotation, "bbox", what)
         rle = to_rle(json_file, annotation.get("segmentation"), image["height"], image["width"], what)
         check_box(json_file, box, image["height"], image["width"], what)
+        if not box_fits(box, rle):
+            unfit.append(what)
         image["annotations"].append(
             {
                 "bbox": [float(n) for n in box],
@@ -226,9 +242,21 @@ def _add_annotations(
                 "segmentation": rle,
                 "area": float(mask_util.area(rle)),
                 "category_id": category_ids.index(category),
-                "iscrowd": int(annotation.get("iscrowd", 0)),
+                "iscrowd": read_crowd(json_file, annotation, what),
             }
         )
+    if unfit:
+        message = "%s: %d of %d boxes, [x, y, width, height], are not those of their masks, the first that of %s; box"
+        message += " AP counts by these boxes."
+        logger.warning(message, json_file, len(unfit), len(annotations), unfit[0])
+
+
+def read_crowd(json_file: Path, annotation: dict[str, Any], what: str) -> int:
+    """``iscrowd`` of an annotation, 0 or 1; absent and null are 0, what is neither is refused (:class:`UserError`)."""
+    crowd = annotation.get("iscrowd")
+    if crowd is not None and crowd not in (0, 1):
+        raise UserError(f"{json_file}: {what} has iscrowd {one_line(crowd, 80)}; it is 0 or 1.")
+    return int(crowd or 0)
 
 
 def check_box(json_file: Path, box: Any, height: int, width: int, what: str) -> None:

@@ -63,6 +63,11 @@ class DicomFrame:
     lowest_stored: int
     highest_stored: int
 
+    @property
+    def acquisition(self) -> tuple[float, ...]:
+        """What frames of one acquisition and time point share."""
+        return self.order[:3]
+
 
 @dataclass(frozen=True)
 class LeftOut:
@@ -198,7 +203,7 @@ def _frame(path: Path, dataset: Any, index: int, bits: int, levels: list[Any]) -
         orientation=_orientation(find("ImageOrientationPatient")),
         pixel_spacing=spacing if spacing and all(1e-3 < edge < 1e3 for edge in spacing) else None,
         slice_step=_positive(find("SpacingBetweenSlices")) or _positive(find("SliceThickness")),
-        slice_location=_number(find("SliceLocation"), None),
+        slice_location=(_numbers(find("SliceLocation"), 1) or (None,))[0],
         tilt=_number(find("GantryDetectorTilt"), 0.0),
         order=tuple(_number(find(name), 0.0) for name in
                     ("TemporalPositionIdentifier", "TemporalPositionIndex", "AcquisitionNumber", "InstanceNumber")),

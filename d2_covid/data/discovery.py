@@ -2,6 +2,7 @@
 
 import os
 import re
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Callable, Iterator, Literal, Sequence
@@ -12,17 +13,19 @@ from ..errors import UserError
 from .dicom_headers import DicomFrame, LeftOut, read_frames
 from .dicom_series import assemble, series_key
 from .globs import expand
-from .intensity import Unit
+from .intensity import Unit, sampled_slices
 from .limits import check_shape, file_size, one_line, reading
 from .pairing import IMAGE_SUFFIXES, natural_key
-from .preprocessing import read_slice
+from .preprocessing import dark_16_bit, read_slice
 from .volume_files import VOLUME_SUFFIXES, VolumeFormat, inflated_start, is_nifti_header, read_volume
 from .volumes import Problem, Series, renamed
 
 Content = Literal["dicom", "image", "NIfTI", "MetaImage", "NRRD"]
 
 _DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
-_IMAGE_STARTS = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"II*\0", b"MM\0*", b"BM")
+_IMAGE_STARTS = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"II*\0", b"MM\0*")
+# "BM" may begin a text, too: in a BMP the size of its second header follows.
+_BMP_HEADER_BYTES = (12, 40, 52, 56, 64, 108, 124)
 _MAX_NAME = 100
 
 
@@ -195,7 +198,8 @@ def sniff(path: str | Path) -> Content | None:
         return "NRRD"
     if re.search(rb"^\s*NDims\s*=", start, re.MULTILINE):
         return "MetaImage"
-    if start.startswith(_IMAGE_STARTS):
+    is_bmp = start.startswith(b"BM") and int.from_bytes(start[14:18], "little") in _BMP_HEADER_BYTES
+    if is_bmp or start.startswith(_IMAGE_STARTS):
         return "image"
     # DICOM without its preamble opens with an element of group 2 or 8, little endian.
     if start[:2] in (b"\x08\0", b"\x02\0") and len(start) > 132 and start[3:4] == b"\0":
@@ -236,7 +240,19 @@ def _loose_images(folder: Path, paths: Sequence[Path]) -> Series:
 
     identifier = _stem(files[0]) if len(files) == 1 else (folder.resolve().name or "images")
     names = tuple(path.name for path in files)
-    return Series(identifier, "images", files, names, None, Unit("byte"), read_plane)
+    warnings = _darkness([files[i] for i in sampled_slices(len(files))])
+    return Series(identifier, "images", files, names, None, Unit("byte"), read_plane, warnings=warnings)
+
+
+def _darkness(files: Sequence[Path]) -> tuple[str, ...]:
+    """What to warn of where some of the images are 16-bit and nearly black: the first of them, for all."""
+    found = []
+    for path in files:
+        with suppress(UserError), reading(path):  # one that can't be read is told when its turn comes
+            found += [dark_16_bit(path)]
+    dark = [one_line(message, 600) for message in found if message is not None]
+    others = f" So it is in {len(dark)} of the {len(files)} images looked at." if len(files) > 1 else ""
+    return (dark[0] + others,) if dark else ()
 
 
 def _stem(path: Path) -> str:

@@ -7,6 +7,7 @@ import numpy as np
 
 from ..errors import UserError
 from .limits import one_line
+from .preprocessing import turns_nearly_black
 
 # Voxels without a value become this: air.
 AIR_HU = -1024.0
@@ -83,6 +84,11 @@ class _Range:
         return self.finite > 0 and self.air >= least * self.finite
 
 
+def sampled_slices(count: int) -> list[int]:
+    """A few of the slices 0..count-1 that stand for all of them."""
+    return sorted({int(i) for i in np.linspace(0, count - 1, min(count, _SAMPLED_SLICES))})
+
+
 def decide_unit(
     read: Callable[[int], np.ndarray],
     count: int,
@@ -112,7 +118,7 @@ def decide_unit(
     """
     name = one_line(name)
     found = _Range()
-    for index in sorted({int(i) for i in np.linspace(0, count - 1, min(count, _SAMPLED_SLICES))}):
+    for index in sampled_slices(count):
         found.add(read(index))
     if not found.has_air(least_air) or (found.floating and count_missing):
         found = _Range()
@@ -137,6 +143,11 @@ def decide_unit(
     if 0 <= found.lowest and found.highest <= 255:
         return Unit("byte"), warnings
     if 0 <= found.lowest and found.highest <= 65535 and not found.fractions:
+        if turns_nearly_black(found.highest):
+            warnings += (
+                f"{name}: gray up to {found.highest:g} is read as 0 to 65535, so that all of it is nearly black; give "
+                "the CT in Hounsfield units, or as 8-bit gray after windowing.",
+            )
         return Unit("short"), warnings
     raise UserError(
         f"{values} are neither Hounsfield units nor gray (0 to 1, 0 to 255, or whole numbers 0 to 65535); "

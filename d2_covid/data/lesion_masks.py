@@ -1,5 +1,6 @@
 """From a mask of CNCB values to the lesions in it: components, boxes, areas and COCO run-length codes."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -28,6 +29,8 @@ _CLASS_VALUES: dict[str, tuple[tuple[int, ...], ...]] = {
     "both": ((GGO,), (CONSOLIDATION,)),
 }
 
+# Tools differ on whether the last pixel counts, and on where a pixel's middle is.
+_BOX_TOLERANCE = 2.0
 _EIGHT_CONNECTED = np.ones((3, 3), dtype=bool)
 
 
@@ -144,6 +147,13 @@ def encode_mask(mask: np.ndarray) -> dict:
     """COCO run-length code of an (H, W) mask, ready for json: ``{"size": [H, W], "counts": str}``."""
     rle = mask_util.encode(np.asfortranarray(mask, dtype=np.uint8))
     return {"size": [int(n) for n in rle["size"]], "counts": rle["counts"].decode("ascii")}
+
+
+def box_fits(box: Sequence[float], rle: dict) -> bool:
+    """Whether each edge of an [x, y, width, height] box is within 2 pixels of its mask's (a run-length code)."""
+    (x, y, w, h), (left, top, width, height) = box, mask_util.toBbox(rle)
+    differences = x - left, y - top, x + w - left - width, y + h - top - height
+    return max(map(abs, differences)) <= _BOX_TOLERANCE
 
 
 def coco_annotation(lesion: Lesion, annotation_id: int, image_id: int) -> dict:

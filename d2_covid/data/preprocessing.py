@@ -15,6 +15,8 @@ from PIL import Image
 
 from ..errors import UserError
 
+# 16-bit gray whose highest value is below this holds 12 bits or fewer.
+_TWELVE_BITS = 4096
 # What Pillow raises on a damaged file, by format and by how far it gets.
 _DAMAGED = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 
@@ -66,6 +68,28 @@ def read_slice(path: str | Path) -> np.ndarray:
     if image.mode == "F":
         raise UserError(f"{path} holds floating-point values; save slices as 8-bit or unsigned 16-bit images.")
     return np.array(image.convert("RGB").convert("L"))
+
+
+def turns_nearly_black(highest: float) -> bool:
+    """Whether 16-bit gray up to ``highest`` is nearly black once it is scaled from the full range, 0..65535."""
+    return 0 < highest < _TWELVE_BITS
+
+
+def dark_16_bit(path: str | Path) -> str | None:
+    """What to say of a 16-bit image file that :func:`read_slice` makes nearly black; None: it is no such file.
+
+    The pixels are read only where the header says 16 bits.
+    """
+    with Image.open(path) as image:
+        if not image.mode.startswith("I"):
+            return None
+    highest = int(np.asarray(open_image(path)).max())
+    if not turns_nearly_black(highest):
+        return None
+    return (
+        f"{path} has 16 bits a pixel and no value above {highest}; 16-bit slices are read as 0 to 65535, so "
+        "this one is nearly black. Save it as 8-bit after windowing, or scaled to the full range."
+    )
 
 
 def window_to_uint8(hounsfield: np.ndarray, level: float, width: float) -> np.ndarray:

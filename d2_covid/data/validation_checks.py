@@ -7,7 +7,7 @@ from PIL import Image
 
 from ..errors import UserError
 from .lesion_masks import CONSOLIDATION, GGO, lesion_components, read_mask
-from .preprocessing import open_image, read_slice
+from .preprocessing import dark_16_bit, open_image, read_slice
 from .validation_findings import Findings
 from .validation_sources import TINY_AREA, CheckedSlice, Split
 
@@ -15,7 +15,6 @@ from .validation_sources import TINY_AREA, CheckedSlice, Split
 # the first and the last percentile; figures from papers: 62%, 57% and 142.
 _BLACK, _WHITE, _NEARLY_ALL = 8, 247, 0.9
 _FEW_GRAYS = 64
-_TWELVE_BITS = 4096
 _COLOUR_DIFFERENCE, _COLOURED_SHARE = 32, 0.001
 
 
@@ -36,17 +35,12 @@ def check_slice(entry: CheckedSlice, findings: Findings) -> np.ndarray | None:
 
 
 def _check_stored(path: str, findings: Findings) -> None:
+    dark = dark_16_bit(path)
+    if dark is not None:
+        findings.add("dark_16_bit", path, dark, (path,))
     with Image.open(path) as file:  # its header only
         mode = file.mode
-    if mode.startswith("I"):
-        highest = int(np.asarray(open_image(path)).max())
-        if 0 < highest < _TWELVE_BITS:
-            message = (
-                f"{path} has 16 bits a pixel and no value above {highest}; 16-bit slices are read as 0 to 65535, so "
-                "this one is nearly black. Save it as 8-bit after windowing, or scaled to the full range."
-            )
-            findings.add("dark_16_bit", path, message, (path,))
-    elif mode in ("RGB", "RGBA", "P"):
+    if mode in ("RGB", "RGBA", "P"):
         colours = np.asarray(open_image(path).convert("RGB"), np.int16)
         share = float((np.ptp(colours, axis=2) > _COLOUR_DIFFERENCE).mean())
         if share > _COLOURED_SHARE:

@@ -26,6 +26,7 @@ KINDS: dict[str, Kind] = {
     "label_out_of_range": Kind("error", "label out of range"),
     "category_ids": Kind("error", "category ids are not 1 to K"),
     "box_outside": Kind("error", "box empty, malformed or outside its image"),
+    "box_differs": Kind("error", "box that does not fit its mask"),
     "no_segmentation": Kind("error", "annotation without segmentation"),
     "bad_segmentation": Kind("error", "segmentation empty, malformed or of another size"),
     "empty_mask": Kind("error", "mask is empty where others have lung"),

@@ -11,8 +11,9 @@ from typing import Any, Literal, NamedTuple
 import pycocotools.mask as mask_util
 
 from ..errors import UserError
-from .coco_json import check_box, patient_of, read_coco, to_rle
+from .coco_json import check_box, check_id, patient_of, read_coco, read_crowd, to_rle
 from .datasets import ensure_registered, lesion_source
+from .lesion_masks import box_fits
 from .pairing import natural_key, pair_set
 from .slice_datasets import slice_source
 from .slice_lists import IMAGE_CLASSES, cncb_file, read_list
@@ -170,6 +171,8 @@ def _read_json(name: str, path: Path, image_root: str | Path | None, findings: F
     seen: set[Any] = set()
     for number, annotation in enumerate(content["annotations"]):
         what = f"annotation {annotation.get('id', f'at position {number}')}"
+        with findings.collecting("bad_entry", path):
+            check_id(path, annotation.get("id"), f"annotation at position {number}")
         if "id" in annotation:
             if str(annotation["id"]) in seen:
                 findings.add("bad_entry", path, f"{path}: {what}: its id is given twice.")
@@ -230,6 +233,8 @@ def _read_images(path: Path, entries: list[dict], root: Path, findings: Findings
             continue
         patient, told = patient_of(entry)
         unknown += not told
+        with findings.collecting("bad_entry", file):
+            check_id(path, entry["id"], f"image {file}")
         images[_key(entry["id"])] = CheckedSlice(file, patient, None, size)
         files.add(file)
     if unknown:
@@ -255,14 +260,21 @@ def _check_annotation(
     else:
         split.class_counts[category] += 1
     shown = (image.image,)
+    box = None
     with findings.collecting("box_outside", image.image, shown):
         check_box(path, annotation.get("bbox"), *image.size, what)
+        box = annotation["bbox"]
+    with findings.collecting("bad_entry", image.image, shown):
+        read_crowd(path, annotation, what)
     if not annotation.get("segmentation"):
         message = f"{path}: {what} has no segmentation; Mask R-CNN needs a mask for every lesion."
         findings.add("no_segmentation", image.image, message, shown)
         return
     with findings.collecting("bad_segmentation", image.image, shown):
         rle = to_rle(path, annotation["segmentation"], *image.size, what)
-        area = int(mask_util.area(rle))
+        area, around = int(mask_util.area(rle)), tuple(mask_util.toBbox(rle).tolist())
         if area <= TINY_AREA:
-            tiny[image.image].append((area, tuple(mask_util.toBbox(rle).tolist())))
+            tiny[image.image].append((area, around))
+        if box is not None and not box_fits(box, rle):
+            message = f"{path}: {what} has the box {box} (x, y, width, height), and its mask has {list(around)}."
+            findings.add("box_differs", image.image, message, shown, (tuple(box), around))

@@ -30,6 +30,8 @@ VOLUME_SUFFIXES = (".nii", ".nii.gz", ".mha", ".mhd", ".nrrd", ".nhdr")
 _NIFTI_HEADER_BYTES = 540  # NIfTI-2's; NIfTI-1 has 348
 _TEXT_HEADER_BYTES = 2**16
 _NUMBER_KINDS = "iuf"
+# Where MetaImage and NRRD headers have it.
+_SPACING_FIELDS = ("elementspacing", "elementsize", "spacings", "space directions")
 
 
 @dataclass(frozen=True)
@@ -119,10 +121,10 @@ def _open_nifti(path: Path, size: int) -> _Volume:
     check_enough_data(path, claimed, size, compressed)
     if header.get_xyzt_units()[0] in ("meter", "micron"):
         raise UserError(f"{one_line(path)} has its lengths in {header.get_xyzt_units()[0]}s; store it in millimetres.")
-    warnings: tuple[str, ...] = ()
-    if not (int(header["sform_code"]) or int(header["qform_code"])):
-        warnings = (f"{one_line(path)}: its header says nothing on orientation; NIfTI's default is taken.",)
     geometry = Geometry(shape[::-1], _usable(path, flip_lps_ras(header.get_best_affine())))
+    warnings = _flatness(path, len(header.get_data_shape()), geometry)
+    if not (int(header["sform_code"]) or int(header["qform_code"])):
+        warnings += (f"{one_line(path)}: its header says nothing on orientation; NIfTI's default is taken.",)
     slope, intercept = header.get_slope_inter()
     scale = None if slope is None or (slope, intercept or 0.0) == (1.0, 0.0) else (slope, intercept or 0.0)
 
@@ -173,6 +175,14 @@ def _three_dimensions(path: Path, shape: list[int]) -> tuple[int, int, int]:
     return shape[0], shape[1], shape[2]
 
 
+def _flatness(path: Path, dimensions: int, geometry: Geometry) -> tuple[str, ...]:
+    """What to warn of where a file has two dimensions: its slice has no thickness that anyone meant."""
+    if dimensions != 2:
+        return ()
+    step = geometry.spacing[0]
+    return (f"{one_line(path)}: two-dimensional, without a spacing of slices; volumes take {step:g} mm a slice.",)
+
+
 def _usable(path: Path, affine: np.ndarray) -> np.ndarray:
     if not is_usable(affine):
         edges = ", ".join(f"{edge:g}" for edge in np.linalg.norm(np.asarray(affine)[:3, :3], axis=0))
@@ -204,7 +214,13 @@ def _open_with_itk(path: Path, form: VolumeFormat, size: int) -> _Volume:
         return np.frombuffer(itk_process.read_voxels(path, io, claimed), dtype).reshape(geometry.source_shape)
 
     files = (path,) if data_path == path else (path, data_path)
-    return _Volume(files, geometry, read, None, None)
+    warnings = _flatness(path, dimension, geometry)
+    if not _has_spacing(fields):
+        warnings = (
+            f"{one_line(path)}: no spacing in its header, or not of every axis; lengths, areas and volumes take 1 mm "
+            "where there is none.",
+        )
+    return _Volume(files, geometry, read, None, None, warnings)
 
 
 def _text_header(path: Path) -> dict[str, str]:
@@ -220,6 +236,13 @@ def _text_header(path: Path) -> dict[str, str]:
         if name.strip().lower() == "elementdatafile":
             break
     return fields
+
+
+def _has_spacing(fields: dict[str, str]) -> bool:
+    """Whether a header gives the spacing of each axis of space: by numbers, or in NRRD by vectors as (0, 0, 2)."""
+    stated = next((fields[name] for name in _SPACING_FIELDS if fields.get(name)), "")
+    axes = re.findall(r"\([^)]*\)|[^\s()]+", stated)[:3]
+    return bool(axes) and not any(re.search("nan|none", axis, re.IGNORECASE) for axis in axes)
 
 
 def _is_raw(fields: dict[str, str]) -> bool:

@@ -263,6 +263,12 @@ def test_image_folder_of_the_json_itself(user_json):
         ({"annotation": {"bbox": [2, 3]}}, "a box is"),
         ({"annotation": {"bbox": None}}, "has no 'bbox'"),
         ({"annotation": {"image_id": 77}}, "belongs to image id 77"),
+        ({"annotation": {"image_id": [2]}}, r"annotation 5 has the image_id \[2\]; an id is a number"),
+        ({"annotation": {"id": {"a": 1}}}, "annotation at position 0 has the id {'a': 1}; an id"),
+        ({"annotation": {"iscrowd": [0]}}, r"iscrowd \[0\]; it is 0 or 1"),
+        ({"annotation": {"iscrowd": float("nan")}}, "iscrowd nan"),
+        ({"categories": [{"id": [1], "name": "x"}]}, r"a category has the id \[1\]"),
+        ({"images": [{"id": [2], "file_name": "a.png", "height": 10, "width": 20}]}, r"image a.png has the id \[2\]"),
         ({"images": [{"id": 1, "file_name": "a.png", "height": 10}]}, "image a.png has no 'width'"),
         ({"images": [{"id": 1, "file_name": "a.png", "height": 10, "width": 20}] * 2}, "image id 1 is given twice"),
         ({"images": []}, "lists no image"),
@@ -280,6 +286,28 @@ def test_jsons_that_training_would_trip_over_are_refused(user_json, changes, mes
 def test_a_box_may_count_its_last_pixel(user_json):
     path, _ = user_json(annotation={"bbox": [16, 3, 5, 5]})
     assert len(load_lesion_json(path).dicts[0]["annotations"]) == 1
+
+
+def test_a_null_iscrowd_is_0(user_json):
+    path, _ = user_json()
+    content = json.loads(path.read_text())
+    content["annotations"][0]["iscrowd"] = None
+    path.write_text(json.dumps(content))
+    assert load_lesion_json(path).dicts[0]["annotations"][0]["iscrowd"] == 0
+
+
+RLE = {"size": [10, 20], "counts": [23, 5, 5, 5, 5, 5, 5, 5, 142]}  # as the polygon of user_json
+
+
+@pytest.mark.parametrize("masked", [{}, {"segmentation": RLE}], ids=["polygon", "run-length code"])
+@pytest.mark.parametrize("box, said", [([2, 3, 4, 5], 0), ([4, 1, 4, 5], 0), ([2, 3, 7, 5], 1), ([2, 3, 6, 8], 1)])
+def test_boxes_that_are_not_those_of_their_masks_are_said(user_json, caplog, masked, box, said):
+    path, _ = user_json(annotation={"bbox": box, **masked})
+    assert load_lesion_json(path).dicts[0]["annotations"][0]["bbox"] == box
+    told = [record.message for record in caplog.records if "those of their masks" in record.message]
+    assert len(told) == said
+    if said:
+        assert f"{path}: 1 of 1 boxes" in told[0] and "annotation 5 of" in told[0] and "a.png" in told[0]
 
 
 @pytest.mark.parametrize("text", ["{", "", "[1]", '{"images": 3}', "\x00"])

@@ -310,6 +310,98 @@ def test_without_positions_order_and_warning(scans, tmp_path, located):
     _warned(series, "no usable pixel spacing")
 
 
+def _unplaced(scans, folder, locations, **tags) -> Series:
+    """Slices without a position, numbered from head to feet, each with its location."""
+    volume = scans.body(len(locations))
+    for k, location in enumerate(locations):
+        own = {"SliceLocation": location, "ImagePositionPatient": None, "number": len(locations) - k, **tags}
+        scans.save(folder / f"{k}.dcm", scans.dicom(volume[k], **own))
+    return _one(folder)
+
+
+def test_without_positions_the_step_is_that_of_the_locations(scans, tmp_path):
+    series = _unplaced(scans, tmp_path, [-6.0, 0.0, 6.0, 12.0, 18.0], SpacingBetweenSlices=1.5)
+    assert series.spacing == pytest.approx((6, 1, 0.8)) and len(series.warnings) == 1
+    np.testing.assert_array_equal(_voxels(series), scans.body(5))
+
+
+def test_uneven_and_repeated_locations_are_taken_as_positions_are(scans, tmp_path):
+    series = _unplaced(scans, tmp_path, [0.0, 2.0, 4.0, 8.0, 10.0, 10.0])
+    _warned(series, "1 of 6 slices lie where another one does")
+    _warned(series, "1 gap(s) of up to 4 mm", "about 1 slice(s) missing")
+    assert series.slice_extents_mm.tolist() == [2, 2, 3, 3, 2]
+
+
+@pytest.mark.parametrize("location", [0.0, None])
+def test_without_positions_and_locations_the_header_says_the_step(scans, tmp_path, location):
+    tags = {} if location is None else {"SliceLocation": location}  # careless software gives all the same one
+    volume = scans.body(4)
+    for k in range(4):
+        dataset = scans.dicom(volume[k], number=4 - k, ImagePositionPatient=None, SpacingBetweenSlices=2.5, **tags)
+        scans.save(tmp_path / f"{k}.dcm", dataset)
+    series = _one(tmp_path)
+    np.testing.assert_array_equal(_voxels(series), volume)
+    _warned(series, "instance number", "2.5 mm apart, the spacing or thickness in the header")
+    assert series.spacing[0] == 2.5
+
+
+@pytest.mark.parametrize("locations", [[0.0, 5e4, 1e5], [0.0, 5e300, 1e301]])
+def test_locations_far_apart_end_in_one_line(scans, tmp_path, locations):
+    for k, location in enumerate(locations):
+        tags = {"SliceLocation": f"{location:g}", "ImagePositionPatient": None}
+        scans.save(tmp_path / f"{k}.dcm", scans.dicom(scans.body(3)[k], number=k, **tags))
+    (result,) = _read(tmp_path)
+    if locations[-1] > 1e6:  # no place in a body: counts as none
+        _warned(result, "instance number")
+    else:
+        assert "make no volume (step 50000 mm)" in result.message
+
+
+@pytest.mark.parametrize("lost", [("ImagePositionPatient",), ("ImagePositionPatient", "ImageOrientationPatient")])
+def test_a_few_slices_without_a_position_are_left_out(scans, tmp_path, lost):
+    volume = scans.body(9)
+    scans.dicom_series(tmp_path, volume[:6])
+    for k in range(6, 9):
+        scans.save(tmp_path / f"lost_{k}.dcm", scans.dicom(volume[k], number=k, **dict.fromkeys(lost)))
+    series = _one(tmp_path)
+    np.testing.assert_array_equal(_voxels(series), volume[:6])
+    assert series.spacing[0] == 2 and len(series.warnings) == 1
+    _warned(series, "3 of 9 slices, the first lost_6.dcm, have no usable position or orientation")
+    # Where more of them say nothing, none is left out.
+    scans.save(tmp_path / "lost_9.dcm", scans.dicom(volume[0], number=9, ImagePositionPatient=None))
+    assert sum(result.num_slices for result in _read(tmp_path)) == 10
+
+
+def _acquired(scans, folder, acquisitions: dict[float, int], **tags) -> Series:
+    """A slice at each place, of the acquisition that goes with it."""
+    for k, (place, number) in enumerate(acquisitions.items()):
+        dataset = scans.dicom(scans.body()[k % 8], (0, 0, place), number=k, AcquisitionNumber=number, **tags)
+        if "ImagePositionPatient" in tags:
+            dataset.SliceLocation = place
+        scans.save(folder / f"{k}.dcm", dataset)
+    return _one(folder)
+
+
+@pytest.mark.parametrize("tags", [{}, {"ImagePositionPatient": None}], ids=["positions", "locations"])
+def test_acquisitions_that_overlap_along_the_axis_are_said(scans, tmp_path, tags):
+    two_breaths = {0: 1, 2: 1, 4: 1, 6: 1, 1: 2, 3: 2, 5: 2, 7: 2}
+    apart = {20: 3, 22: 3}
+    message = "2 acquisitions overlap along the axis; their slices are read as one volume in order of place"
+    _warned(_acquired(scans, tmp_path, two_breaths | apart, **tags), message)
+
+
+def test_a_time_point_within_another_is_said(scans, tmp_path):
+    for k, time in enumerate([1, 1, 2, 1, 1]):
+        dataset = scans.dicom(scans.body()[k], (0, 0, k), TemporalPositionIdentifier=time)
+        scans.save(tmp_path / f"{k}.dcm", dataset)
+    _warned(_one(tmp_path), "2 acquisitions overlap")
+
+
+@pytest.mark.parametrize("numbers", [[2, 2, 2, 1, 1, 1], [1, 2, 3, 4, 5, 6], [6, 6, 4, 4, 5, 5], [1] * 6])
+def test_step_and_shoot_is_not_complained_of(scans, tmp_path, numbers):
+    assert not _acquired(scans, tmp_path, {2 * k: number for k, number in enumerate(numbers)}).warnings
+
+
 @pytest.mark.parametrize(
     "tags, message",
     [

@@ -9,6 +9,7 @@ from pathlib import PurePath
 from d2_covid.data.discovery import discover
 from d2_covid.data.preprocessing import network_input, read_slice
 from d2_covid.data.volumes import Problem, Series
+from d2_covid.errors import UserError
 
 import numpy as np
 import pytest
@@ -138,6 +139,38 @@ def test_images_are_read_as_training_reads_them(tmp_path, suffix, bits):
     assert network_input(series.gray(0, -600, 1500), 32, 64).equal(expected)
 
 
+def _save_16_bit(path, highest: int):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.linspace(0, highest, 120).astype(np.uint16).reshape(10, 12)).save(path)
+    return path
+
+
+def test_images_that_would_be_nearly_black_are_said(tmp_path):
+    for number, highest in enumerate([2000, 3000, 65535, 4095]):
+        _save_16_bit(tmp_path / f"{number}.png", highest)
+    (series,), problems = _split([tmp_path])
+    (warning,) = series.warnings
+    assert not problems and "0.png has 16 bits a pixel and no value above 2000" in warning and "8-bit" in warning
+    assert "3 of the 4 images looked at" in warning
+    ((series,), _) = _split([_save_16_bit(tmp_path / "one" / "a.tif", 4095)])
+    assert len(series.warnings) == 1 and "looked at" not in series.warnings[0]
+
+
+def test_looking_for_dark_images_reads_a_few_and_only_those_of_16_bits(tmp_path, monkeypatch):
+    from d2_covid.data import preprocessing
+
+    for number in range(40):
+        _save_16_bit(tmp_path / f"{number}.png", 65535) if number % 2 else _png(tmp_path / f"{number}.png")
+    path = _save_16_bit(tmp_path / "39.png", 65535)
+    path.write_bytes(path.read_bytes()[:60])  # its header is whole
+    read, plain = [], preprocessing.open_image
+    monkeypatch.setattr(preprocessing, "open_image", lambda path: read.append(path.name) or plain(path))
+    (series,), problems = _split([tmp_path])
+    assert not series.warnings and not problems and len(read) <= 5 and "39.png" in read and "0.png" not in read
+    with pytest.raises(UserError, match=r"39\.png is damaged"):
+        series.slice(39)
+
+
 def test_renamed_files_are_told_by_content(scans, tmp_path):
     volume = scans.body()
     scans.dicom_series(tmp_path / "d", volume)
@@ -262,6 +295,16 @@ def test_a_file_of_no_interest_is_a_problem_only_when_named(tmp_path):
     _png(tmp_path / "a.png")
     assert not _split([tmp_path])[1]
     assert "is no image, DICOM file" in _split([tmp_path / "notes.txt"])[1][0].message
+
+
+@pytest.mark.parametrize("text", ["BMI,age\n22.5,61\n", "BM", "BMI," * 300])
+def test_a_text_that_begins_like_a_bmp_is_none(tmp_path, text):
+    (tmp_path / "clinical.csv").write_text(text)
+    _png(tmp_path / "a.bmp").rename(tmp_path / "a.png")
+    (series,), problems = _split([tmp_path])
+    assert series.slice_names == ("a.png",) and not problems
+    (problem,) = _split([tmp_path / "clinical.csv"])[1]
+    assert "is no image, DICOM file" in problem.message
 
 
 def test_names_that_are_no_utf8_or_hold_line_breaks(tmp_path):

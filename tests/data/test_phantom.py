@@ -336,12 +336,32 @@ def test_a_folder_in_use_is_left_alone(tmp_path):
     root = tmp_path / "phantom"
     root.mkdir()
     (root / "mine.txt").write_text("keep")
-    with pytest.raises(UserError, match=r"phantom is not empty; .*--overwrite"):
-        write_small(root)
+    for overwrite in (False, True):
+        with pytest.raises(UserError, match=r"phantom is not empty, and no set .* holds mine\.txt; take another"):
+            write_small(root, overwrite=overwrite)
     assert [path.name for path in root.iterdir()] == ["mine.txt"]
-    write_small(root, slices_per_patient=1, overwrite=True)
-    assert not (root / "mine.txt").exists() and (root / "classes.csv").is_file()
-    assert [path.name for path in tmp_path.iterdir()] == ["phantom"]
+
+
+def test_only_a_set_of_phantoms_and_nothing_else_is_replaced(tmp_path):
+    root = tmp_path / "phantom"
+    smallest = dict(patients_per_class=1, slices_per_patient=1, size=64, val_fraction=0)
+    write_small(root, **smallest)
+    first = digests(root)
+    with pytest.raises(UserError, match=r"holds a set of phantoms; .*--overwrite"):
+        write_small(root, **smallest)
+    (root / "scan.nii").touch()
+    with pytest.raises(UserError, match=r"no set of phantoms: it holds scan\.nii; take another folder\.$"):
+        write_small(root, **smallest, overwrite=True)
+    # As prepare_cncb.py may leave a folder of real slices and masks.
+    (root / "scan.nii").replace(tmp_path / "scan.nii")
+    (root / "classes.csv").replace(tmp_path / "classes.csv")
+    with pytest.raises(UserError, match=r"no set of phantoms: it has no classes\.csv; take another folder\.$"):
+        write_small(root, **smallest, overwrite=True)
+    assert digests(root).keys() == first.keys() - {"classes.csv"}
+    (tmp_path / "classes.csv").replace(root / "classes.csv")
+    (root / "image" / "covid-001" / "000.jpg").write_bytes(b"another")
+    write_small(root, **smallest, overwrite=True)
+    assert digests(root) == first
 
 
 def test_nothing_is_left_of_a_set_that_failed(tmp_path, monkeypatch):

@@ -203,6 +203,12 @@ JSON_DEFECTS = {
     "too many pixels": (_of_annotation(segmentation={"size": [48, 64], "counts": [200, 9999]}), "bad_segmentation"),
     "a negative run": (_of_annotation(segmentation={"size": [48, 64], "counts": [-1, 3073]}), "bad_segmentation"),
     "no size": (_of_annotation(segmentation={"counts": [200, 2872]}), "bad_segmentation"),
+    "box of corners": (_of_annotation(bbox=[4, 4, 16, 16]), "box_differs"),
+    "box beside": (_of_annotation(bbox=[7, 4, 12, 12]), "box_differs"),
+    "box beside polygon": (_of_annotation(segmentation=[[1, 4, 13, 4, 13, 16, 1, 16]]), "box_differs"),
+    "id of a list": (_of_annotation(id=[1]), "bad_entry"),
+    "image of a list": (_of_annotation(image_id=[1]), "bad_entry"),
+    "crowd": (_of_annotation(iscrowd="no"), "bad_entry"),
     "orphan": (lambda c: c["annotations"].append({"id": 9, "image_id": 77}), "bad_entry"),
     "twice": (lambda c: c["annotations"].append(c["annotations"][0]), "bad_entry"),
     "image without id": (lambda c: c["images"].append({"file_name": "x.png", "height": 1, "width": 1}), "bad_entry"),
@@ -223,6 +229,14 @@ def test_one_defect_in_a_json(name, coco):
     found.pop("no_lesion", None)
     # A mask of the json's own size on an image of another is wrong twice.
     assert found.pop(kind) == 1 and set(found) <= ({"bad_segmentation"} if name == "size" else set())
+
+
+def test_boxes_may_be_two_pixels_off_and_iscrowd_null(coco):
+    assert _found(coco("train", [1, 2], _of_annotation(bbox=[2, 6, 12, 12], iscrowd=None))) == {}
+    assert _found(coco("train", [1, 2], _of_annotation(segmentation=[[4, 4, 16, 4, 16, 16, 4, 16]]))) == {}
+    found = validate([coco("train", [1, 2], _of_annotation(bbox=[4, 4, 16, 16]))])
+    (one,) = found.findings.kept("box_differs")
+    assert "annotation 1 of" in one.message and "[4.0, 4.0, 12.0, 12.0]" in one.message and "\n" not in one.message
 
 
 def test_a_good_json_and_category_ids_with_their_mapping(coco):

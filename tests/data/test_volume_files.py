@@ -263,3 +263,37 @@ def test_a_reader_that_hangs_is_stopped_and_replaced(scans, tmp_path, monkeypatc
         patch.setattr(itk_process.subprocess, "Popen", lambda command, **options: start(sleep, **options))
         assert "damaged or unreadable" in _refused(path)
     np.testing.assert_array_equal(_read(path).slice(2), scans.body()[2])
+
+
+META = "ObjectType = Image\nNDims = 3\nDimSize = 48 40 8\n{}ElementType = MET_SHORT\nElementDataFile = LOCAL\n"
+NRRD = "NRRD0004\ntype: short\ndimension: 3\nsizes: 48 40 8\nendian: little\nencoding: raw\n{}\n"
+SPACINGS = {
+    "none": (META, "", (1, 1, 1), True),
+    "MetaImage": (META, "ElementSpacing = 0.8 1 2\n", (2, 1, 0.8), False),
+    "element size": (META, "ElementSize = 0.8 1 2\n", (2, 1, 0.8), False),
+    "none in NRRD": (NRRD, "", (1, 1, 1), True),
+    "unknown": (NRRD, "spacings: nan nan nan\n", (1, 1, 1), True),
+    "unknown step": (NRRD, "spacings: 0.8 1 nan\n", (1, 1, 0.8), True),
+    "NRRD": (NRRD, "spacings: 0.8 1 2\n", (2, 1, 0.8), False),
+    "vectors": (NRRD, "space: LPS\nspace directions: (0.8,0,0) (0, 1, 0) (0,0,2)\n", (2, 1, 0.8), False),
+}
+
+
+@pytest.mark.parametrize("case", SPACINGS)
+def test_a_text_header_without_spacing_is_said(scans, tmp_path, case):
+    header, spacing, expected, said = SPACINGS[case]
+    path = tmp_path / ("scan.mha" if header is META else "scan.nrrd")
+    path.write_bytes(header.format(spacing).encode() + scans.body().tobytes())
+    series = _read(path)
+    assert series.spacing == pytest.approx(expected)
+    assert ["no spacing in its header" in warning for warning in series.warnings] == [True] * said
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".mha", ".nrrd"])
+def test_a_file_of_two_dimensions_has_no_spacing_of_slices(scans, tmp_path, suffix):
+    image = SimpleITK.GetImageFromArray(scans.body()[0])
+    image.SetSpacing((0.8, 1.0))
+    SimpleITK.WriteImage(image, str(tmp_path / f"slice{suffix}"))
+    series = _read(tmp_path / f"slice{suffix}")
+    assert series.spacing == pytest.approx((1, 1, 0.8)) and len(series.warnings) == 1
+    assert "two-dimensional" in series.warnings[0] and "1 mm a slice" in series.warnings[0]

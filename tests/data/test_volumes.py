@@ -118,6 +118,15 @@ def test_gray_is_refused_or_taken_as_windowed(scans, scale, expected):
     np.testing.assert_array_equal(series.gray(4, -600, 1500), series.slice(4))
 
 
+@pytest.mark.parametrize("dtype", [np.int16, np.uint16, np.float32])
+@pytest.mark.parametrize("highest, dark", [(255, False), (256, True), (4095, True), (4096, False)])
+def test_gray_that_would_be_nearly_black_is_said(dtype, highest, dark):
+    values = np.full((2, 4, 4), highest // 2, dtype)
+    values[1, 2, 2] = highest
+    series = series_from_array(values, (2, 1, 1), assume_window=True)
+    assert ["nearly black" in warning for warning in series.warnings] == [False] + [True] * dark
+
+
 def test_air_in_one_slice_that_was_not_sampled_still_counts():
     volume = np.zeros((40, 8, 8), np.int16)
     volume[1] = -900

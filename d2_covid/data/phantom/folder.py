@@ -27,6 +27,7 @@ _NAMES = ("control", "pneumonia", "covid")  # by image class, in the names of pa
 # Of a patient's largest lung, and lesion, area: what a slice of the class list shows of it at least.
 _LEAST_SHARE = 0.3
 _JPEG_QUALITY = 95
+_ENTRIES = {"image", "mask", "annotations", "splits.csv", "classes.csv"}  # what a set has at its top, no more, no less
 
 
 @dataclass(frozen=True)
@@ -77,10 +78,11 @@ def write_phantoms(
     Args:
         val_fraction: share of each class's patients for validation; 0 makes no validation split.
         workers: processes that make patients beside each other; 0 makes them in this one.
-        overwrite: replace ``root`` if it is there.
+        overwrite: replace the set that ``root`` holds; a folder with anything else in it is left alone.
 
     Raises:
-        UserError: an argument out of its range, a folder that isn't empty, or one that can't be written.
+        UserError: an argument out of its range, a folder that isn't empty and not to be replaced, or one that can't be
+            written.
     """
     root = Path(root)
     _check(patients_per_class, slices_per_patient, size, seed, val_fraction, workers)
@@ -189,15 +191,25 @@ def _write_csv(path: Path, header: tuple[str, ...], rows: list[tuple]) -> None:
         file.write(text.getvalue())
 
 
+def _check_replaceable(root: Path, overwrite: bool) -> None:
+    """Refuse a folder that isn't empty, unless it holds a set of phantoms that is to be replaced."""
+    found = {path.name for path in root.iterdir()} if root.is_dir() else set()
+    foreign, missing = sorted(found - _ENTRIES), sorted(_ENTRIES - found)
+    if found and (foreign or missing):
+        why = f"it holds {foreign[0]}" if foreign else f"it has no {missing[0]}"
+        raise UserError(f"{root} is not empty, and no set of phantoms: {why}; take another folder.")
+    if found and not overwrite:
+        raise UserError(f"{root} holds a set of phantoms; take another folder, or --overwrite to replace it.")
+
+
 @contextmanager
 def _whole_folder(root: Path, overwrite: bool) -> Iterator[Path]:
     """A new folder beside ``root`` that takes its name once the body is done; a body that raises leaves nothing."""
     if root.exists() and not root.is_dir():
         raise UserError(f"{root} is a file; name a folder for the phantoms.")
-    if root.is_dir() and any(root.iterdir()) and not overwrite:
-        raise UserError(f"{root} is not empty; take another folder, or --overwrite to replace it.")
     folder = None
     try:
+        _check_replaceable(root, overwrite)
         root.parent.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(dir=root.parent, prefix=f".{root.name}.", suffix=".part"))
         folder.chmod(0o755)

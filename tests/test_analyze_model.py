@@ -1,9 +1,15 @@
 """Table 1, as the command prints it."""
 
+import importlib.util
 import subprocess
 import sys
 
+from d2_covid import get_config
+from d2_covid.errors import UserError
+from d2_covid.modeling.complexity import count_flops
+
 import pytest
+from detectron2.modeling import build_model
 
 
 def _analyze(repository, *arguments: str) -> subprocess.CompletedProcess:
@@ -23,6 +29,21 @@ def test_row_gives_measured_and_paper_and_the_reason(repository, config, cells):
     assert result.returncode == 0, result.stderr
     row = next(line for line in result.stdout.splitlines() if line.startswith(config.split("/")[1]))
     assert all(cell in row for cell in cells), row
+
+
+@pytest.mark.parametrize("size", ["0", "-5"])
+def test_a_size_below_1_is_refused(repository, size):
+    spec = importlib.util.spec_from_file_location("tool_analyze_model", repository / "tools" / "analyze_model.py")
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    with pytest.raises(UserError, match=f"^--size must be 1 or more, not {size}\\.$"):
+        tool.main(["--all", "--size", size])
+
+
+def test_what_is_counted_is_the_padded_image():
+    few = ["MODEL.RPN.POST_NMS_TOPK_TEST", 1, "TEST.DETECTIONS_PER_IMAGE", 1]
+    model = build_model(get_config("segmentation/mask_rcnn_R_50_FPN.yaml", ["MODEL.DEVICE", "cpu", *few]))
+    assert count_flops(model, 33) == count_flops(model, 64) != count_flops(model, 32)
 
 
 def test_unknown_config_is_one_line(repository):

@@ -9,6 +9,7 @@ from typing import Sequence
 from d2_covid import get_config
 from d2_covid.cli import parse_with_overrides, run_command
 from d2_covid.config import config_dir
+from d2_covid.errors import UserError
 from d2_covid.modeling.backbone import truncation_of
 from d2_covid.modeling.complexity import count_flops, count_parameters, fpn_input_surplus
 from d2_covid.zoo.paper_figures import size_of
@@ -66,6 +67,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--size", type=int, default=512, help="side of the input image, pixels (default 512)")
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config overrides")
     args = parse_with_overrides(parser, argv)
+    if args.size < 1:
+        raise UserError(f"--size must be 1 or more, not {args.size}.")
 
     files = [Path(name) for name in args.config_file or ()]
     if args.all:

@@ -22,7 +22,7 @@ import warnings
 from pathlib import Path
 from typing import Sequence
 
-from d2_covid.benchmark.context import Bench, Settings, choose_weights
+from d2_covid.benchmark.context import DEFAULT_MODEL, Bench, Settings, choose_weights
 from d2_covid.benchmark.inputs import load_inputs, real_data_folder
 from d2_covid.benchmark.machine import DTYPES, describe_machine, matmul_rate
 from d2_covid.benchmark.sections import PARTS, choose_parts, run_parts
@@ -40,7 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", metavar="SECTION,...", help=f"of: {', '.join(PARTS)}")
     parser.add_argument("--quick", action="store_true", help="less work, fewer sections and candidates")
-    parser.add_argument("--model", choices=MODELS, default="R_18_T1", help="default: R_18_T1")
+    parser.add_argument("--model", choices=MODELS, help=f"default: that of the weights, else {DEFAULT_MODEL}")
     parser.add_argument(
         "--weights",
         default="auto",

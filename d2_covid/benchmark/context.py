@@ -11,11 +11,12 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from torch import nn
 
-from ..config import get_config
+from ..config import get_config, merge_overrides
 from ..engine.weights import load_weights
 from ..errors import UserError
 from ..inference.model_source import resolve_model
 from ..inference.shipped import shipped_names
+from ..modeling.backbone import truncation_of
 from ..modeling.fast import for_inference
 from .classification_peer import TorchvisionClassifier
 from .detectors import TorchvisionDetector, stock_r50_config
@@ -28,6 +29,7 @@ from .weights import STOCK_SPREAD, spread_weights
 TORCHVISION, PLAIN, STOCK, MAYAKU = "torchvision", "d2_covid plain", "Detectron2 R50-FPN", "mayaku R50"
 """Names of candidates; the fast path's are those of :func:`fast_name`."""
 SEEDED = "seeded"
+DEFAULT_MODEL = "R_18_T1"
 
 State = Mapping[str, torch.Tensor]
 
@@ -37,7 +39,7 @@ class Settings:
     """What the user chose.
 
     Attributes:
-        model: "R_18_T1" and so on, of the shipped configs.
+        model: "R_18_T1" and so on, of the shipped configs; None: that of the weights, or else :data:`DEFAULT_MODEL`.
         weights: "auto" (the shipped model, if it is of this shape), "seeded", a path, or a shipped model's name.
         dtypes: of the fast path, out of "fp32" and "bf16".
         repeats: rounds of a timing, at most: a section's budget may end it before.
@@ -46,7 +48,7 @@ class Settings:
         opts: overrides for the model's config.
     """
 
-    model: str = "R_18_T1"
+    model: str | None = None
     weights: str = "auto"
     device: str = "cpu"
     dtypes: tuple[str, ...] = ("fp32", "bf16")
@@ -65,7 +67,7 @@ class Bench:
         rates: FLOP/s of a matrix product by dtype, from :func:`.machine.matmul_rate`.
 
     Raises:
-        UserError: weights that are not there, or not of a segmentation model.
+        UserError: weights that are not there, or not of a segmentation model, or of another than was asked for.
     """
 
     def __init__(self, settings: Settings, inputs: Inputs, machine: dict[str, Any], rates: Mapping[str, float]) -> None:
@@ -76,6 +78,11 @@ class Bench:
         # All that the box head finds, up to the largest number of detections: so many masks are pasted.
         self.cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.0
         self.cfg.SOLVER.IMS_PER_BATCH = 1
+
+    @property
+    def model(self) -> str:
+        """Name of the model that is measured."""
+        return model_name(self.cfg)
 
     @property
     def classifier_cfg(self) -> CfgNode:
@@ -200,19 +207,33 @@ def choose_weights(settings: Settings) -> tuple[CfgNode, str]:
     """The segmentation config that is measured, and what its weights are called.
 
     Raises:
-        UserError: there are no such weights, or they are a classifier's.
+        UserError: there are no such weights, or they are a classifier's, or not of ``settings.model``.
     """
-    config = f"segmentation/mask_rcnn_{settings.model}_FPN.yaml"
-    cfg, weights = get_config(config, list(settings.opts)), settings.weights
-    if weights == "auto":
-        weights = SEEDED if settings.opts else _shipped_of_shape(cfg) or SEEDED
-    if weights == SEEDED:
-        cfg.MODEL.WEIGHTS = ""
-        return cfg, SEEDED
+    weights = settings.weights
+    if weights in ("auto", SEEDED):
+        config = f"segmentation/mask_rcnn_{settings.model or DEFAULT_MODEL}_FPN.yaml"
+        cfg = get_config(config, settings.opts)
+        shipped = None if weights == SEEDED or settings.opts else _shipped_of_shape(cfg)
+        if shipped is None:
+            cfg.MODEL.WEIGHTS = ""
+            return cfg, SEEDED
+        weights = shipped
     source = resolve_model(None, weights, settings.device)
     if source.cfg.MODEL.META_ARCHITECTURE != "GeneralizedRCNN" or not source.cfg.MODEL.MASK_ON:
         raise UserError(f"{weights} is no segmentation model; the benchmark makes its classifier from one.")
+    own = model_name(source.cfg)
+    if settings.model not in (None, own):
+        raise UserError(
+            f"--weights {weights} is a model {own}, not --model {settings.model}; leave out one of the two."
+        )
+    merge_overrides(source.cfg, settings.opts)
+    source.cfg.MODEL.WEIGHTS = str(source.weights)  # what the report says, whatever an override says
     return source.cfg, f"{source.name} (sha256 {source.weights_sha256[:12]})"
+
+
+def model_name(cfg: CfgNode) -> str:
+    """``R_18_T1`` and so on, as the shipped configs call their models."""
+    return f"R_{cfg.MODEL.RESNETS.DEPTH}_{truncation_of(cfg)}"
 
 
 def _shipped_of_shape(cfg: CfgNode) -> str | None:

@@ -16,7 +16,7 @@ class Growth:
     Attributes:
         verdict: "flat", "linear" (or less: items get no dearer), or "more than linear".
         per_item: what one item more costs between the two largest sizes.
-        factor: the largest size's cost over the smallest's.
+        factor: the largest size's cost over the smallest's; costs in between may lie outside.
     """
 
     verdict: str
@@ -39,9 +39,9 @@ def growth(sizes: Sequence[int], costs: Sequence[float]) -> Growth:
     """
     if len(sizes) < 2 or len(sizes) != len(costs) or any(b <= a for a, b in zip(sizes, sizes[1:])):
         raise ValueError("growth needs two or more ascending sizes, and a cost for each")
-    factor = max(costs) / min(costs)
+    factor = costs[-1] / costs[0]
     last = (costs[-1] - costs[-2]) / (sizes[-1] - sizes[-2])
-    if factor <= FLAT:
+    if max(costs) / min(costs) <= FLAT:
         return Growth("flat", max(last, 0.0), factor)
     before = (costs[-2] - costs[0]) / (sizes[-2] - sizes[0]) if len(sizes) > 2 else last
     noise = 0.05 * max(costs) / (sizes[-1] - sizes[-2])

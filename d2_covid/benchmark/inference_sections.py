@@ -11,7 +11,7 @@ from .detectors import with_soft_masks
 from .differences import differences, worst
 from .mayaku_peer import NOT_INSTALLED
 from .results import Section, timed_section
-from .timing import interleave
+from .timing import interleave, spread
 
 NEAR = 0.05
 """Pixels within which two boxes count as one: 1e-4 of a slice's side, what the exact paths are held to."""
@@ -131,8 +131,8 @@ def _flops_columns(bench: Bench, models: Mapping[str, nn.Module], seconds: Mappi
             continue
         flops = 2 * sum(count_flops(dense, bench.images[0].shape[1]).values())
         rate = bench.rates["bf16" if "bf16" in name else "fp32"]
-        fastest = sorted(seconds[name])[len(seconds[name]) // 2]
-        gflop[name], share[name] = f"{flops / 1e9:.1f}", f"{flops / fastest / rate:.1%}"
+        median = spread(seconds[name]).median
+        gflop[name], share[name] = f"{flops / 1e9:.1f}", f"{flops / median / rate:.1%}"
     return {"GFLOP": gflop, "of matmul rate": share}
 
 

@@ -54,7 +54,7 @@ def as_json(about: dict[str, Any], sections: Sequence[Section]) -> dict[str, Any
 
 
 def describe(
-    settings: Settings, machine: dict[str, Any], rates: dict[str, float], origin: str, weights: str
+    settings: Settings, machine: dict[str, Any], rates: dict[str, float], origin: str, model: str, weights: str
 ) -> list[str]:
     """What stands above the tables: machine, versions, model, data."""
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
@@ -63,7 +63,7 @@ def describe(
         f"Machine: {one_line(machine)}; device {settings.device}.",
         f"Matrix products, measured: {products} GFLOP/s.",
         f"Versions: {versions}.",
-        f"Model: {settings.model}; weights: {weights}. Data: {origin}.",
+        f"Model: {model}; weights: {weights}. Data: {origin}.",
         _ABOUT,
     ]
 

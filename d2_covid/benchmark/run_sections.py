@@ -17,6 +17,7 @@ from ..engine.evaluation import evaluate
 from ..engine.loader import SeededSamples
 from ..engine.tasks import task_of
 from ..engine.trainer import Trainer
+from ..zoo.paper_figures import ClassificationRow, SegmentationRow, classification_row, segmentation_row
 from .context import PLAIN, Bench, build_candidate, fast_name
 from .machine import describe_machine
 from .results import Section
@@ -64,7 +65,8 @@ def training_run(bench: Bench) -> list[Section]:
         for amp in (False,) if cpu else (False, True):
             rate = _trainer_rate(bench, cfg, f"segmentation-{batch}-{amp}", batch, amp, _scale(bench, 3, 6, 40))
             _add_rate(section, f"batch {batch}{', bf16' if amp else ''}", 1, 1 / rate, schedule=PAPER_SEGMENTATION)
-    section.notes.append("The paper's schedule: 100 epochs of 650 slices; it took 108.8 minutes.")
+    paper = segmentation_row(f"mask_rcnn_{bench.model}_FPN")
+    section.notes.append(_schedule_note("100 epochs of 650 slices", paper))
     sections.append(section)
 
     cfg = bench.classifier_cfg
@@ -80,7 +82,8 @@ def training_run(bench: Bench) -> list[Section]:
         for amp in (False,) if cpu else (False, True):
             rate = _trainer_rate(bench, cfg, f"classifier-{batch}-{amp}", batch, amp, _scale(bench, 3, 6, 40))
             _add_rate(section, f"batch {batch}{', bf16' if amp else ''}", 1, 1 / rate, schedule=PAPER_CLASSIFIER)
-    section.notes.append("The paper's schedule: 50 epochs of 3,000 slices; it took 106.6 minutes.")
+    paper = classification_row(f"covid_ct_mask_net_{bench.model}_FPN")
+    section.notes.append(_schedule_note("50 epochs of 3,000 slices", paper))
     sections.append(section)
     return sections
 
@@ -185,6 +188,11 @@ def _rate_section(key: str, title: str, bench: Bench, *, schedule: bool) -> Sect
     section = Section(key, title, headers=["slices a second", "how", *(["the paper's schedule, minutes"] * schedule)])
     section.notes = [f"{_workers(bench)} worker processes read; what each run starts with is not warmed up."]
     return section
+
+
+def _schedule_note(schedule: str, paper: SegmentationRow | ClassificationRow | None) -> str:
+    took = "" if paper is None else f"; its {paper.words} took {paper.minutes:g} minutes"
+    return f"The paper's schedule: {schedule}{took}."
 
 
 def _add_rate(section: Section, how: str, count: int, seconds: float, schedule: int = 0) -> None:

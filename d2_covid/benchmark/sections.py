@@ -89,11 +89,11 @@ def run_parts(bench: Bench, names: Sequence[str], output: Path, say: Callable[[s
     """
     sections: list[Section] = []
     well = True
-    about = describe(bench.settings, bench.machine, dict(bench.rates), bench.inputs.origin, bench.weights)
+    about = describe(bench.settings, bench.machine, dict(bench.rates), bench.inputs.origin, bench.model, bench.weights)
     facts = {
         "machine": bench.machine,
         "matmul_flops_per_second": dict(bench.rates),
-        "model": bench.settings.model,
+        "model": bench.model,
         "weights": bench.weights,
         "data": bench.inputs.origin,
         "settings": {name: _plain(value) for name, value in vars(bench.settings).items() if name != "work"},

@@ -55,10 +55,13 @@ class Difference:
 
     @property
     def within_tolerance(self) -> bool:
+        # Each compared by itself: NaN is within no tolerance, but Python's max() may drop it.
         return (
             self.unmatched == 0
             and self.box <= BOX_TOLERANCE
-            and max(self.score, self.image_score, self.dense) <= SCORE_TOLERANCE
+            and self.score <= SCORE_TOLERANCE
+            and self.image_score <= SCORE_TOLERANCE
+            and self.dense <= SCORE_TOLERANCE
             and self.mask <= MASK_TOLERANCE
             and self.pixels <= PIXEL_TOLERANCE
         )
@@ -163,7 +166,7 @@ def _beyond_rounding(scores: np.ndarray, result: Result, score_threshold: float,
     least = score_threshold
     if 0 <= most_detections <= len(result.scores):
         least = max(least, float(result.scores.min()))
-    return int((scores > least + SCORE_TOLERANCE).sum())
+    return int((~(scores <= least + SCORE_TOLERANCE)).sum())  # NaN lies clear of it too
 
 
 def _most(values: np.ndarray) -> float:
@@ -180,9 +183,10 @@ def _dense_difference(model: GeneralizedRCNN, cfg: CfgNode, raw: dict[str, np.nd
     expected |= {f"rpn_deltas_{name}": value for name, value in zip(rpn.in_features, deltas)}
     if expected.keys() != raw.keys():
         raise ValueError(f"the graph gives {sorted(raw)}, not {sorted(expected)}")
-    return max(
+    shares = [
         _most(value.cpu().numpy() - raw[name]) / max(float(value.abs().max()), 1e-6) for name, value in expected.items()
-    )
+    ]
+    return float(np.max(shares))  # NaN if one of them is
 
 
 def _record(cfg: CfgNode, image: np.ndarray) -> dict[str, Any]:

@@ -40,7 +40,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--height", type=int, metavar="H", help="of all slices, with --width (default: any)")
     parser.add_argument("--width", type=int, metavar="W")
     parser.add_argument(
-        "--score-threshold", type=float, metavar="S", help="least score of a detection (default: the config's)"
+        "--score-threshold",
+        type=float,
+        metavar="S",
+        help="least score of a detection, and of what counts as a lesion (default: the config's two)",
     )
     parser.add_argument("--check", nargs="+", default=[], metavar="SLICE", help="image files to compare on as well")
 
@@ -61,6 +64,7 @@ def _run(args: argparse.Namespace) -> int:
     for warning in source.warnings:
         print(f"warning: {warning}")
     if args.score_threshold is not None:
+        source.cfg.TEST.UNION_SCORE_THRESH = args.score_threshold  # from here on run.py prints, as predict counts
         # Detectron2 keeps what scores more than its threshold; as much as it counts too.
         source.cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = float(
             np.nextafter(np.float32(args.score_threshold), np.float32(-1))

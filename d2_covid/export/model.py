@@ -1,17 +1,20 @@
 """From a checkpoint to the files of an exported model."""
 
 import hashlib
+import json
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Iterable, Sequence
 
 import numpy as np
+import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import GeneralizedRCNN, build_model
 
-from ..data.files import atomic_write, write_json
+from ..data.files import atomic_write
 from ..data.preprocessing import resize_transform
+from ..engine.run_record import finite
 from ..engine.weights import load_weights
 from ..errors import UserError
 from ..inference.model_source import ModelSource
@@ -77,23 +80,29 @@ class ExportedModel:
         """
         size = self.manifest["preprocessing"]["size"]
         got = runtime.network_size(*image.shape, size["shortest_edge"], size["longest_edge_at_most"])
-        wanted = self.manifest["input"]["shape"]
-        batch = wanted[0] if isinstance(wanted[0], int) else 1
-        if not runtime.takes(self.manifest["input"], (batch, *got)):
-            raise UserError(f"{name} comes to {got[0]} x {got[1]} pixels; the exported model takes {wanted[1:]}.")
+        batch, *wanted = self.manifest["input"]["shape"]
+        if not runtime.takes(self.manifest["input"], (batch if isinstance(batch, int) else 1, *got)):
+            fixed = isinstance(wanted[0], int)
+            takes = f"{wanted[0]} x {wanted[1]}" if fixed else f"edges from {SMALLEST_EDGE} to {LARGEST_EDGE}"
+            raise UserError(f"{name} comes to {got[0]} x {got[1]} pixels; the exported model takes {takes}.")
 
     def write(self, folder: str | Path) -> None:
-        """Write the model, its manifest and the example that runs it; each appears whole, the manifest last.
+        """Write the model, its manifest and the example that runs it: all appear or none, the manifest last.
 
         Raises:
             UserError: the folder can't be written to.
         """
         folder = Path(folder)
-        with atomic_write(folder / self.manifest["file"], "wb") as file:
-            file.write(self.content)
-        with atomic_write(folder / EXAMPLE) as file:
-            file.write(Path(runtime.__file__).read_text(encoding="utf-8"))
-        write_json(folder / MANIFEST, self.manifest)
+        with (  # each takes its name when it is left, the innermost first
+            atomic_write(folder / MANIFEST) as manifest,
+            atomic_write(folder / EXAMPLE) as example,
+            atomic_write(folder / self.manifest["file"], "wb") as model,
+        ):
+            model.write(self.content)
+            example.write(Path(runtime.__file__).read_text(encoding="utf-8"))
+            manifest.write(json.dumps(self.manifest, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+            for file in (model, example, manifest):
+                file.flush()  # a disk that is full says so before the first has its name
 
 
 def export_model(model: GeneralizedRCNN, source: ModelSource, options: ExportOptions) -> ExportedModel:
@@ -103,9 +112,11 @@ def export_model(model: GeneralizedRCNN, source: ModelSource, options: ExportOpt
         model: of ``source``, as :func:`plain_model` builds it.
 
     Raises:
-        UserError: it has a part that can't be exported, a size it can't have, or a package is missing.
+        UserError: it has weights that are not finite, a part that can't be exported, a size it can't have, or a package
+            is missing.
     """
     require_format(options.kind)
+    _require_finite(model, source.weights)
     size = _network_size(source.cfg, options.slice_size)
     if size is None and len(model.proposal_generator.in_features) > 1:
         raise UserError("A model with several FPN levels takes slices of one size only: give --height and --width.")
@@ -147,7 +158,7 @@ def check_export(
 
 def _record(differences: Sequence[Difference]) -> dict[str, Any]:
     return {
-        "meaning": "largest differences from the model in PyTorch and Detectron2",
+        "meaning": "largest differences from the model in PyTorch and Detectron2; null: not a finite number",
         "passed": all(difference.within_tolerance for difference in differences),
         "tolerances": {
             "box": BOX_TOLERANCE,
@@ -155,8 +166,22 @@ def _record(differences: Sequence[Difference]) -> dict[str, Any]:
             "mask": MASK_TOLERANCE,
             "pixels": PIXEL_TOLERANCE,
         },
-        "slices": [asdict(difference) for difference in differences],
+        "slices": [_as_json(difference) for difference in differences],
     }
+
+
+def _as_json(difference: Difference) -> dict[str, Any]:
+    numbers = asdict(difference)
+    return {"name": numbers.pop("name")} | finite(numbers)
+
+
+def _require_finite(model: GeneralizedRCNN, weights: Path) -> None:
+    for name, tensor in model.state_dict().items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise UserError(
+                f"{weights}: {name} has values that are not finite numbers; export a checkpoint from before its "
+                "training went astray."
+            )
 
 
 def _network_size(cfg: CfgNode, slice_size: tuple[int, int] | None) -> tuple[int, int] | None:

@@ -1,5 +1,6 @@
 """Parameters and multiply-adds of a detector, part by part."""
 
+import math
 from collections import Counter
 from typing import Iterator
 
@@ -41,6 +42,9 @@ def count_flops(model: GeneralizedRCNN, size: int = 512) -> Counter:
     The RPN passes on as many proposals as ``RPN.POST_NMS_TOPK_TEST``, and the mask head sees as many detections as
     ``TEST.DETECTIONS_PER_IMAGE``; an image with fewer costs less. Pooling, NMS and pasting are not counted.
 
+    Args:
+        size: side of the image, 1 or more; counted is what the model pads it to, a multiple of its stride.
+
     Returns:
         ``{"backbone": ..., "rpn": ..., "box": ..., "mask": ..., "image": ...}``; a part that is absent counts 0.
     """
@@ -60,7 +64,9 @@ def _flops(part: nn.Module, inputs: torch.Tensor | list[torch.Tensor]) -> int:
 
 def _parts(model: GeneralizedRCNN, size: int) -> Iterator[tuple[str, nn.Module, torch.Tensor | list[torch.Tensor]]]:
     device = model.pixel_mean.device
-    image = torch.zeros(1, 3, size, size, device=device)
+    stride = max(model.backbone.size_divisibility, 1)  # 0 asks for none
+    side = math.ceil(size / stride) * stride
+    image = torch.zeros(1, 3, side, side, device=device)
     yield "backbone", model.backbone, image
     rpn, heads = model.proposal_generator, model.roi_heads
     features = model.backbone(image)

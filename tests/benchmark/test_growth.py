@@ -32,6 +32,12 @@ def test_what_one_item_more_costs():
     assert found.per_item == pytest.approx(3) and found.factor == pytest.approx(1636 / 103)
 
 
+def test_factor_is_of_the_largest_size_over_the_smallest():
+    found = growth([1, 8, 64, 256, 512], [338.7, 329.0, 421.0, 725.8, 825.1])
+    assert found.factor == pytest.approx(825.1 / 338.7) and found.verdict == "linear"
+    assert growth([1, 2, 3], [5.0, 9.0, 5.0]).verdict != "flat"
+
+
 @pytest.mark.parametrize("sizes, costs", [([1], [1.0]), ([2, 1], [1.0, 2.0]), ([1, 2], [1.0])])
 def test_needs_ascending_sizes_with_costs(sizes, costs):
     with pytest.raises(ValueError):

@@ -4,12 +4,23 @@ import json
 import mmap
 import platform
 import subprocess
+from types import SimpleNamespace
 
-from d2_covid.benchmark import child, context, growth_sections, inputs, memory, training_sections
+from d2_covid.benchmark import (
+    child,
+    context,
+    growth_sections,
+    inference_sections,
+    inputs,
+    memory,
+    run_sections,
+    training_sections,
+)
 from d2_covid.benchmark.results import span, timed_section
 from d2_covid.benchmark.series_sections import write_weights
 from d2_covid.benchmark.timing import spread
 from d2_covid.errors import UserError
+from d2_covid.zoo.paper_figures import classification_row, segmentation_row
 
 import numpy as np
 import pytest
@@ -172,3 +183,47 @@ def test_given_weights_bring_their_config(small, tmp_path):
     path = write_weights(*small, tmp_path / "model.pth")
     cfg, said = context.choose_weights(context.Settings(weights=str(path)))
     assert cfg.MODEL.FPN.OUT_CHANNELS == 32 and "sha256" in said
+    cfg, _ = context.choose_weights(context.Settings(model="R_18_T2", weights=str(path)))
+    assert cfg.MODEL.FPN.OUT_CHANNELS == 32
+
+
+def test_overrides_go_before_what_given_weights_say(small, tmp_path):
+    path = write_weights(*small, tmp_path / "model.pth")
+    opts = ("INPUT.MIN_SIZE_TEST", "96", "MODEL.WEIGHTS", "other.pth")
+    cfg, said = context.choose_weights(context.Settings(weights=str(path), opts=opts))
+    assert cfg.INPUT.MIN_SIZE_TEST == 96 and cfg.MODEL.FPN.OUT_CHANNELS == 32
+    assert cfg.MODEL.WEIGHTS == str(path) and "sha256" in said
+    with pytest.raises(UserError, match="INPUT.NOTHING"):
+        context.choose_weights(context.Settings(weights=str(path), opts=("INPUT.NOTHING", "1")))
+
+
+def test_a_model_that_the_weights_are_not_of_is_refused(small, tmp_path):
+    path = write_weights(*small, tmp_path / "model.pth")
+    with pytest.raises(UserError, match=r"model\.pth is a model R_18_T2, not --model R_34_T2") as error:
+        context.choose_weights(context.Settings(model="R_34_T2", weights=str(path)))
+    assert "\n" not in str(error.value)
+
+
+def test_the_report_names_the_model_that_is_measured(small, tmp_path):
+    path = write_weights(*small, tmp_path / "model.pth")
+    for model, weights, measured in (
+        (None, str(path), "R_18_T2"),
+        (None, "seeded", "R_18_T1"),
+        ("R_34_full", "seeded", "R_34_full"),
+    ):
+        settings = context.Settings(model=model, weights=weights)
+        assert context.Bench(settings, inputs=None, machine={}, rates={}).model == measured
+
+
+def test_minutes_of_the_paper_are_those_of_the_model():
+    note = run_sections._schedule_note("100 epochs", segmentation_row("mask_rcnn_R_34_T2_FPN"))
+    assert note == "The paper's schedule: 100 epochs; its ResNet34-T2+FPN took 129.2 minutes."
+    assert run_sections._schedule_note("9 epochs", classification_row("nothing")) == "The paper's schedule: 9 epochs."
+
+
+def test_share_of_the_matrix_rate_is_that_of_the_median(monkeypatch):
+    monkeypatch.setattr(inference_sections, "count_flops", lambda model, size: {"box": 3})
+    bench = SimpleNamespace(images=[torch.zeros(3, 8, 8)], rates={"fp32": 10.0})
+    models, seconds = {context.PLAIN: None}, {context.PLAIN: [1.0, 2.0, 4.0, 9.0]}
+    found = inference_sections._flops_columns(bench, models, seconds)
+    assert found["of matmul rate"] == {context.PLAIN: "20.0%"}  # 6 FLOP in 3 s, not in 4

@@ -3,10 +3,14 @@
 import json
 
 from d2_covid import cli
+from d2_covid.errors import UserError
 from d2_covid.export import check, command, model
+from d2_covid.export.manifest import describe
+from d2_covid.inference.predictor import Predictor
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 
@@ -69,6 +73,31 @@ def test_threshold_is_part_of_the_graph(run, monkeypatch, tmp_path):
     assert np.float32(seen["threshold"]) < 0.5 and seen["threshold"] == pytest.approx(0.5, abs=1e-6)
 
 
+def test_threshold_is_that_of_lesions_too_as_predict_has_it(run, lesion_weights, monkeypatch):
+    seen = {}
+
+    def stop(built, source, options):
+        facts = {"part": "dense", "kind": "pt2", "file": "", "sha256": "", "outputs": (), "batch": None, "size": None}
+        seen.update(describe(source, **facts)["thresholds"])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "export_model", stop)
+    assert run("--score-threshold", "0.3")[0] == 130
+    predictor = Predictor(weights=lesion_weights, device="cpu", score_threshold=0.3)
+    assert seen["lesion_score"] == predictor.score_threshold
+    assert seen["score"] == predictor.cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(run, lesion_weights, tmp_path, value):
+    checkpoint = torch.load(lesion_weights, weights_only=True)
+    checkpoint["model"]["backbone.fpn_output4.bias"][1] = value
+    torch.save(checkpoint, tmp_path / "astray.pth")
+    status, _, err = run("--format", "pt2", "--part", "dense", "--weights", tmp_path / "astray.pth")
+    assert status == 2 and err.startswith(f"error: {tmp_path / 'astray.pth'}: backbone.fpn_output4.bias has values")
+    assert err.count("\n") == 1 and not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
@@ -108,15 +137,15 @@ def test_several_levels_ask_for_a_size(run, make_weights):
     assert status == 2 and "give --height and --width" in err and err.count("\n") == 1
 
 
-def test_what_lies_there_stays_if_writing_fails(run, tmp_path, monkeypatch):
-    out = tmp_path / "out"
-    out.mkdir()
-    (out / "model.json").write_text("earlier")
+def test_what_lies_there_stays_if_writing_fails(tmp_path, monkeypatch):
+    model.ExportedModel(b"earlier", {"file": "model.onnx"}).write(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert set(before) == {"model.onnx", "model.json", "run.py"}
 
-    def full(*_):
+    def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(model, "write_json", lambda *a: full())
-    with pytest.raises(OSError):
-        model.ExportedModel(b"x", {"file": "model.onnx"}).write(out)
-    assert (out / "model.json").read_text() == "earlier" and (out / "model.onnx").read_bytes() == b"x"
+    monkeypatch.setattr(json, "dumps", full)  # as good a place as any: the two other files have their content
+    with pytest.raises(UserError, match="No space left"):
+        model.ExportedModel(b"later", {"file": "model.onnx"}).write(tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

@@ -91,6 +91,11 @@ def test_one_size_is_kept_to(lesion_onnx, phantom):
         lesion_onnx.exported.check_slice("slanted.png", phantom.T)
 
 
+def test_a_slice_beyond_the_bounds_is_told_them(lesion_pt2):
+    with pytest.raises(UserError, match=r"^flat\.png comes to 10 x 192 pixels; .* takes edges from 65 to 4096\.$"):
+        lesion_pt2.exported.check_slice("flat.png", np.zeros((60, 1100), np.uint8))
+
+
 # ---- the files ----
 
 
@@ -215,6 +220,33 @@ def test_a_difference_is_seen(lesion_onnx, lesion_pt2, phantom):
     assert result_difference(expected, fewer, **options).unmatched == 1
     options["score_threshold"] = float(expected.scores[-1]) - 1e-6
     assert result_difference(expected, fewer, **options).unmatched == 0
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("field", ["box", "score", "mask", "pixels", "image_score", "dense"])
+def test_what_is_not_finite_is_within_no_tolerance(field, value):
+    assert not Difference("", **{field: value}).within_tolerance
+
+
+def test_a_detection_without_a_score_counts(lesion_onnx, phantom):
+    expected = reference(lesion_onnx.model, lesion_onnx.cfg, phantom)
+    more = {key: value[[*range(len(value)), 0]] for key, value in vars(expected).items() if hasattr(value, "shape")}
+    more["scores"][-1] = np.nan
+    found = type(expected)(**(vars(expected) | more))
+    assert result_difference(expected, found, score_threshold=0.0, most_detections=-1).unmatched == 1
+
+
+@pytest.mark.parametrize("part", ["proposal_generator.rpn_head.anchor_deltas", "backbone.fpn_output4"])
+def test_a_difference_that_is_no_number_fails_and_is_null(dense_onnx, phantom, part):
+    bias = dense_onnx.model.get_submodule(part).bias
+    before = bias.data.clone()
+    try:
+        bias.data[0] = np.nan
+        checked, _ = check_export(dense_onnx.exported, dense_onnx.model, dense_onnx.cfg, [("slice", phantom)])
+    finally:
+        bias.data = before
+    check = json.loads(json.dumps(checked.manifest["check"], allow_nan=False))
+    assert not check["passed"] and check["slices"][0]["dense"] is None and check["slices"][0]["box"] == 0
 
 
 def test_check_is_recorded(lesion_pt2, phantom):

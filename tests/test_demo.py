@@ -3,6 +3,7 @@
 import importlib.util
 import os
 
+from d2_covid.engine.folder_lock import held
 from d2_covid.errors import UserError
 
 import pytest
@@ -42,6 +43,20 @@ def test_a_folder_with_other_things_is_left_alone(demo, tmp_path):
     with pytest.raises(UserError, match="holds other things than a demo"):
         demo.main(["--output", str(tmp_path), "--fresh"])
     assert os.listdir(tmp_path) == ["thesis.txt"]
+
+
+def test_a_demo_that_trains_is_not_thrown_away(demo, tmp_path):
+    pytest.importorskip("fcntl", reason="this system knows no locks of folders")
+    demo.prepare_output(tmp_path, fresh=False)
+    for training in ("segmentation", "classifier"):
+        checkpoint = tmp_path / training / "checkpoint"
+        checkpoint.parent.mkdir()
+        checkpoint.touch()
+        with held(checkpoint.parent), pytest.raises(UserError, match=f"Another demo trains in .*{training}: wait"):
+            demo.prepare_output(tmp_path, fresh=True)
+        assert checkpoint.is_file()
+    demo.prepare_output(tmp_path, fresh=True)
+    assert not (tmp_path / "segmentation").exists()
 
 
 def test_a_failing_step_is_named_with_its_log(demo, tmp_path, monkeypatch, capfd):

@@ -98,12 +98,12 @@ class Plan:
 
 def quick_plan(output: Path) -> Plan:
     """The same steps in seconds, to see that they work; the model learns nothing."""
-    small = "SOLVER.MAX_ITER 2 SOLVER.IMS_PER_BATCH 1 INPUT.MIN_SIZE_TRAIN (64,) INPUT.MIN_SIZE_TEST 64"
+    small = "SOLVER.IMS_PER_BATCH 1 INPUT.MIN_SIZE_TRAIN (64,) INPUT.MIN_SIZE_TEST 64"
     small += " TEST.BOOTSTRAP 20 TEST.DETECTIONS_PER_IMAGE 5 MODEL.RPN.POST_NMS_TOPK_TEST 10"
     phantoms = ("--patients", "3", "--slices", "4", "--size", "192", "--seed", "1")
-    training = small.split()
+    training = ["SOLVER.MAX_ITER", "2", *small.split()]
     few = "SOLVER.EPOCHS 1 MODEL.CLASSIFIER.NUM_ROIS 8 MODEL.CLASSIFIER.HIDDEN_DIM 8".split()
-    return Plan(output, phantoms, training, [*training, *few], 5, 10, 10)
+    return Plan(output, phantoms, training, [*small.split(), *few], 5, 10, 10)
 
 
 def make_phantoms(plan: Plan) -> None:
@@ -114,10 +114,15 @@ def make_phantoms(plan: Plan) -> None:
     run_script(command, plan.output / "phantoms.log")
 
 
-def clear(folder: Path) -> None:
-    """Remove the folder of an earlier training, which must have ended."""
+def check_ended(folder: Path) -> None:
+    """Refuse the folder of a training that runs."""
     if is_held(folder):
         raise UserError(f"Another demo trains in {folder}: wait for its end, stop it, or give another --output.")
+
+
+def clear(folder: Path) -> None:
+    """Remove the folder of an earlier training, which must have ended."""
+    check_ended(folder)
     shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -182,7 +187,7 @@ def prepare_output(output: Path, fresh: bool) -> None:
     """Make the folder, or make sure that it is a demo's; with ``fresh``, empty it.
 
     Raises:
-        UserError: it holds something else.
+        UserError: it holds something else, or is to be emptied while a demo trains there.
     """
     if output.exists() and not output.is_dir():
         raise UserError(f"--output {output} is a file; give a folder.")
@@ -191,6 +196,9 @@ def prepare_output(output: Path, fresh: bool) -> None:
         if not state.is_file():
             raise UserError(f"--output {output} holds other things than a demo; give a new folder.")
         if fresh:
+            plan = Plan(output)
+            for training in (plan.segmentation, plan.classifier):
+                check_ended(training)
             shutil.rmtree(output)
     if not state.is_file():
         write_json(state, {})

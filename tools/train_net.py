@@ -21,7 +21,7 @@ from d2_covid.data.slice_datasets import register_slices_option
 from d2_covid.engine.run import run_evaluation, run_training
 from d2_covid.engine.schedule import scale_to_processes
 from d2_covid.engine.setup import choose_device
-from d2_covid.engine.unused_keys import check_evaluation_keys, check_training_keys
+from d2_covid.engine.unused_keys import check_evaluation_keys, check_training_keys, check_typed_keys
 from d2_covid.errors import UserError
 
 import torch
@@ -68,6 +68,7 @@ def _work(args: argparse.Namespace) -> None:
         check_evaluation_keys(cfg)
         results = run_evaluation(cfg, resume=args.resume, command=args.command)
     else:
+        check_typed_keys(cfg, args.opts)
         results = run_training(cfg, resume=args.resume, progress=args.progress or None, command=args.command)
     width = max(map(len, results), default=0)
     for name, value in results.items():
@@ -87,6 +88,7 @@ def check_launch(args: argparse.Namespace) -> None:
     if args.eval_only:
         check_evaluation_keys(cfg)
     else:
+        check_typed_keys(cfg, args.opts)
         check_training_keys(cfg)
         scale_to_processes(cfg, args.num_gpus * args.num_machines)
 

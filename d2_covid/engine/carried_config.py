@@ -1,5 +1,7 @@
 """The part of a config that a checkpoint carries, so that its weights alone are enough to predict."""
 
+import logging
+from functools import reduce
 from pathlib import Path
 from typing import Any, Iterable, Mapping
 
@@ -11,6 +13,8 @@ from ..data.slice_lists import IMAGE_CLASSES, class_number
 from ..errors import UserError
 from .run_record import plain_config
 
+logger = logging.getLogger(__name__)
+
 # What builds a model and runs it. The rest says how it was trained, and where its files lay.
 _CARRIED = ("MODEL", "INPUT", "TEST")
 # Of TEST: how the machine at hand predicts, which another one may not be able to.
@@ -19,7 +23,13 @@ _OF_THE_MACHINE = ("FAST", "DTYPE", "CUDA_GRAPH")
 _SILENT = (
     *("MODEL.ANCHOR_GENERATOR.SIZES", "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS", "MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD"),
     *("MODEL.ROI_BOX_HEAD.SCORE_FUNCTION", "MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS", "MODEL.RPN.BBOX_REG_WEIGHTS"),
-    *("INPUT.MIN_SIZE_TEST", "INPUT.MAX_SIZE_TEST", "INPUT.FORMAT"),
+    *("INPUT.MIN_SIZE_TEST", "INPUT.MAX_SIZE_TEST", "INPUT.FORMAT", "INPUT.WINDOW.LEVEL", "INPUT.WINDOW.WIDTH"),
+    *("MODEL.ANCHOR_GENERATOR.OFFSET", "MODEL.RESNETS.STRIDE_IN_1X1"),
+    *("MODEL.ROI_BOX_HEAD.POOLER_TYPE", "MODEL.ROI_MASK_HEAD.POOLER_TYPE"),
+)
+# Of a classifier's own checkpoint: which detections its module S learned from. A detector alone may give it others.
+_SILENT_OF_CLASSIFIER = (
+    *("MODEL.CLASSIFIER.NMS_THRESH", "MODEL.CLASSIFIER.SCORE_THRESH", "MODEL.RPN.POST_NMS_TOPK_TEST"),
 )
 
 
@@ -105,11 +115,18 @@ def config_from_facts(facts: Mapping[str, Any], source: str | Path) -> CfgNode |
 def silent_differences(cfg: CfgNode, facts: Mapping[str, Any]) -> list[str]:
     """Keys in which ``cfg`` differs from the config that a checkpoint carries, of those that no error would tell:
     ``"INPUT.MIN_SIZE_TEST 512, trained with 256"``."""
-    differing = []
-    for key in _SILENT if "config" in facts else ():
-        trained, own = facts["config"], plain_config(cfg)
-        for part in key.split("."):
-            trained, own = (trained or {}).get(part), own[part]
-        if trained is not None and trained != own:
-            differing.append(f"{key} {own}, trained with {trained}")
-    return differing
+    own, trained = plain_config(cfg), facts.get("config") or {}
+    classify = all(_value(config, "MODEL.META_ARCHITECTURE") == "CovidCTMaskNet" for config in (own, trained))
+    keys = (*_SILENT, *_SILENT_OF_CLASSIFIER) if classify else _SILENT
+    pairs = ((key, _value(own, key), _value(trained, key)) for key in keys)
+    return [f"{key} {mine}, trained with {its}" for key, mine, its in pairs if its is not None and its != mine]
+
+
+def warn_of_silent_differences(cfg: CfgNode, facts: Mapping[str, Any]) -> None:
+    """Log a warning for each of :func:`silent_differences`."""
+    for what in silent_differences(cfg, facts):
+        logger.warning("the config differs from the weights' own: %s", what)
+
+
+def _value(config: Mapping[str, Any], key: str) -> Any:
+    return reduce(lambda node, part: (node or {}).get(part), key.split("."), config)

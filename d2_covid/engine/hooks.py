@@ -100,7 +100,9 @@ class Evaluate(HookBase):
             logger.warning(
                 "no best checkpoint: TEST.BEST_METRIC %s is not among %s", self._best_metric, ", ".join(self.latest)
             )
-        elif value > self._best:  # NaN is never better
+        elif math.isnan(value):
+            logger.warning("no best checkpoint after iteration %d: %s is undefined there", iteration, self._best_metric)
+        elif value > self._best:
             self._best = value
             checkpoint = self.trainer.weights()
             checkpoint["d2_covid"]["best"] = {"metric": self._best_metric, "value": value, "iteration": iteration}

@@ -161,9 +161,12 @@ def train_batches(
     return _batches(dicts, mapper, seed, positions, num_workers, device)
 
 
-def eval_batches(dicts: Sequence[dict], mapper: Mapper, *, seed: int, num_workers: int) -> Batches:
-    """Batches of one sample, those of :func:`eval_share` in order."""
-    return _batches(dicts, mapper, seed, [[(index, index)] for index in eval_share(len(dicts))], num_workers)
+def eval_batches(
+    dicts: Sequence[dict], mapper: Mapper, *, seed: int, num_workers: int, share: range | None = None
+) -> Batches:
+    """Batches of one sample, those of ``share`` in order; None: of :func:`eval_share`."""
+    share = eval_share(len(dicts)) if share is None else share
+    return _batches(dicts, mapper, seed, [[(index, index)] for index in share], num_workers)
 
 
 def eval_share(size: int) -> range:

@@ -1,5 +1,7 @@
 """The optimiser, the schedule of its learning rate, and mixed precision."""
 
+from typing import Any
+
 import torch
 from detectron2.config import CfgNode
 from detectron2.solver import build_lr_scheduler as build_detectron2_lr_scheduler
@@ -8,6 +10,15 @@ from detectron2.solver import get_default_optimizer_params
 from ..errors import UserError, check_choice
 
 AMP_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+
+# What a resumed run takes from the checkpoint's groups of parameters, and the keys that say it.
+_OF_GROUPS = {
+    "initial_lr": "SOLVER.BASE_LR (or BIAS_LR_FACTOR)",
+    "weight_decay": "SOLVER.WEIGHT_DECAY (or _NORM, _BIAS)",
+    "momentum": "SOLVER.MOMENTUM",
+    "nesterov": "SOLVER.NESTEROV",
+    "betas": "SOLVER.OPTIMIZER with betas",
+}
 
 
 def build_optimizer(cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimizer:
@@ -74,6 +85,55 @@ def clip_gradients(gradients: list[torch.Tensor], limit: float, norm_type: float
     norms = torch.stack(torch._foreach_norm(gradients, norm_type))
     shares = (limit / (norms + 1e-6)).clamp_(max=1)
     torch._foreach_mul_(gradients, list(shares.unbind()))
+
+
+def check_same_optimizer(own: list[dict[str, Any]], saved: list[dict[str, Any]]) -> None:
+    """Refuse to resume with another optimiser than the checkpoint's, which would replace the config's without a word.
+
+    Args:
+        own, saved: ``param_groups`` of the states of two optimisers, each under a schedule.
+
+    Raises:
+        UserError: another kind, rate, decay or momentum; it names the keys and both values. Or other parameters train.
+    """
+    sizes, saved_sizes = ([len(group["params"]) for group in groups] for groups in (own, saved))
+    differing = _differences(own, saved) if sum(sizes) == sum(saved_sizes) else []
+    if differing:
+        raise UserError(
+            f"The run began with {'; '.join(differing)}: resume it with the SOLVER settings that it began with (under "
+            "REFERENCE_WORLD_SIZE, on as many processes), or start a new run, with another OUTPUT_DIR and its last "
+            "checkpoint as MODEL.WEIGHTS."
+        )
+    if sizes != saved_sizes:
+        raise UserError(
+            "The checkpoint's optimiser trains other parameters than the config's; resume with the settings that the "
+            "run began with."
+        )
+
+
+def _differences(own: list[dict[str, Any]], saved: list[dict[str, Any]]) -> list[str]:
+    """Settings of two optimisers that differ, such as ``"SOLVER.MOMENTUM 0.9, not 0.8"``."""
+    differing = []
+    kinds, saved_kinds = _kinds(own[0]), _kinds(saved[0])
+    if not set(kinds) & set(saved_kinds):
+        differing.append(f"SOLVER.OPTIMIZER {' or '.join(saved_kinds)}, not {' or '.join(kinds)}")
+    for name, keys in _OF_GROUPS.items():
+        if name in own[0] and name in saved[0]:
+            # By parameter: groups of equal settings are one.
+            now, before = ([group[name] for group in groups for _ in group["params"]] for groups in (own, saved))
+            if now != before:
+                told = (" and ".join(map(str, dict.fromkeys(values))) for values in (before, now))
+                differing.append(f"{keys} {', not '.join(told)}")
+    return differing
+
+
+def _kinds(group: dict[str, Any]) -> tuple[str, ...]:
+    """The values of ``SOLVER.OPTIMIZER`` that a group of parameters can be of."""
+    if "betas" not in group:
+        return ("SGD",)
+    if "decoupled_weight_decay" not in group:  # older versions of PyTorch don't tell
+        return ("Adam", "AdamW")
+    return ("AdamW",) if group["decoupled_weight_decay"] else ("Adam",)
 
 
 def build_lr_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:

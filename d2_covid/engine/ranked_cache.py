@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Sequence
 
 import torch
-import torch.utils.data as torchdata
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 from detectron2.utils import comm
@@ -24,7 +23,7 @@ from tqdm import tqdm
 from ..errors import UserError
 from .checkpoint import read_checkpoint, write_checkpoint
 from .inference_model import inference_model
-from .loader import Batches, Mapper, SeededSamples
+from .loader import Mapper, eval_batches
 from .run_record import plain_config
 
 if TYPE_CHECKING:  # tasks.py imports this module
@@ -140,17 +139,16 @@ def detector_fingerprint(cfg: CfgNode, model: torch.nn.Module) -> str:
         if not name.startswith(_OTHER_PARTS):
             weights.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
             weights.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return _fingerprint([VERSION, settings, ranking, plain_config(cfg.INPUT), cfg.TEST.DTYPE, weights.hexdigest()])
+    model_of_test = [cfg.TEST.FAST, cfg.TEST.DTYPE]
+    return _fingerprint([VERSION, settings, ranking, plain_config(cfg.INPUT), *model_of_test, weights.hexdigest()])
 
 
 def _compute(model: torch.nn.Module, dicts: Sequence[dict], mapper: Mapper, num_workers: int, path: Path) -> None:
-    order = [[(i, i)] for i in range(len(dicts))]
-    samples = SeededSamples(dicts, mapper, seed=0)
-    loader = torchdata.DataLoader(samples, batch_sampler=order, num_workers=num_workers, collate_fn=list)
+    batches = eval_batches(dicts, mapper, seed=0, num_workers=num_workers, share=range(len(dicts)))
     was_training = model.training
     model.eval()
     with torch.no_grad():
-        rows = [model.ranked_rows(batch)[0].cpu() for batch in Batches(loader)]
+        rows = [model.ranked_rows(batch)[0].cpu() for batch in batches]
     model.train(was_training)
     write_checkpoint(path, {"rows": torch.stack(rows)})
 

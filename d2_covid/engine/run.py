@@ -10,10 +10,11 @@ from detectron2.utils import comm
 
 from ..data.files import sha256_of, write_json
 from ..errors import UserError
-from .carried_config import check_carried_classes
+from .carried_config import check_carried_classes, warn_of_silent_differences
 from .checkpoint import CheckpointFolder
 from .evaluation import evaluate, flat_numbers
 from .folder_lock import held
+from .inference_model import inference_dtype
 from .run_record import describe_data, device_name, finite, now, versions
 from .setup import build_for_device, log_device, start_log
 from .tasks import task_of
@@ -64,11 +65,14 @@ def run_evaluation(cfg: CfgNode, *, resume: bool = False, command: Sequence[str]
     cfg.DATASETS.TRAIN = ()
     task = task_of(cfg)
     task.check_datasets(cfg)
+    inference_dtype(cfg)  # what is wrong with it is said before the weights are read
     start_log(cfg.OUTPUT_DIR)
     log_device(cfg)
     started = now()
     model = build_for_device(cfg)
-    check_carried_classes(load_weights(model, cfg, complete=True).facts, cfg.DATASETS.TEST, cfg.MODEL.WEIGHTS)
+    facts = load_weights(model, cfg, complete=True).facts
+    check_carried_classes(facts, cfg.DATASETS.TEST, cfg.MODEL.WEIGHTS)
+    warn_of_silent_differences(cfg, facts)
     numbers = flat_numbers(evaluate(cfg, task, model.eval(), final=True))
     if comm.is_main_process():
         record = {

@@ -95,7 +95,8 @@ def check_lesions(cfg: CfgNode) -> None:
 
 
 def check_classifier(cfg: CfgNode) -> None:
-    """Refuse a config for slice classes whose model does not classify, or whose datasets would spoil a run."""
+    """Refuse a config for slice classes whose model does not classify, or whose datasets or the way to judge on them
+    would spoil a run."""
     if cfg.MODEL.META_ARCHITECTURE != "CovidCTMaskNet":
         names = ", ".join([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
         raise UserError(
@@ -103,6 +104,8 @@ def check_classifier(cfg: CfgNode) -> None:
             "config of configs/classification, or a dataset of lesions."
         )
     check_choice("DATALOADER.SLICE_SAMPLING", cfg.DATALOADER.SLICE_SAMPLING, SAMPLINGS)
+    if cfg.DATASETS.TEST and cfg.TEST.PATIENT_K < 1:
+        raise UserError(f"TEST.PATIENT_K must be 1 or more slices, not {cfg.TEST.PATIENT_K}.")
     check_slice_datasets(cfg)
 
 

@@ -16,21 +16,23 @@ from detectron2.utils.events import EventStorage
 
 from ..data.files import atomic_write
 from ..errors import UserError
-from .carried_config import carried_facts, check_carried_classes
-from .checkpoint import FINAL, CheckpointFolder, check_facts, model_facts, periodic_name, read_checkpoint
+from .carried_config import carried_facts, warn_of_silent_differences
+from .checkpoint import FINAL, CheckpointFolder, model_facts, periodic_name, read_checkpoint
 from .evaluation import evaluate, flat_numbers, share_statistics, unwrapped, validation_losses
 from .hooks import Evaluate, ProgressBar, SaveCheckpoint, WriteMetrics
+from .inference_model import inference_dtype
 from .loader import train_batches
-from .optimizer import MixedPrecision, build_lr_scheduler, build_optimizer
+from .optimizer import MixedPrecision, build_lr_scheduler, build_optimizer, check_same_optimizer
 from .run_record import RunRecord, check_same_run, read_record
 from .schedule import resolve_schedule, scale_to_processes
-from .seeding import derive_seed, draw_seed, seed_everything
+from .seeding import derive_seed, seed_everything
 from .setup import build_for_device
+from .start import load_run, refuse_other_run, seed_of_run, start_of_run
 from .stopping import StopOnSignal
 from .tasks import task_of
 from .training_step import training_step
 from .unused_keys import check_training_keys
-from .weights import load_state, load_weights
+from .weights import load_weights
 
 logger = logging.getLogger(__name__)
 
@@ -65,12 +67,15 @@ class Trainer(TrainerBase):
         if not cfg.DATASETS.TRAIN:
             raise UserError("The config names no dataset to train on; set DATASETS.TRAIN.")
         self.task.check_datasets(cfg)
+        if cfg.DATASETS.TEST:
+            inference_dtype(cfg)  # what is wrong with it is said before hours of training
         dicts = self.task.train_dicts(cfg)
         self.cfg = cfg = resolve_schedule(cfg, len(dicts))
 
         checkpoint = read_checkpoint(last) if last else None
         record = read_record(cfg.OUTPUT_DIR) if resume else None
-        self.seed = comm.all_gather(_seed_of_run(cfg, checkpoint, record))[0]
+        self.seed = comm.all_gather(seed_of_run(cfg, checkpoint, record))[0]
+        self.start_iter, self.max_iter = start_of_run(cfg, checkpoint), cfg.SOLVER.MAX_ITER
         if record and last:
             for change in check_same_run(record, cfg):
                 logger.warning("the run began with another setting: %s", change)
@@ -81,17 +86,17 @@ class Trainer(TrainerBase):
         model = build_for_device(cfg)
         if checkpoint is None:
             self.task.check_start(cfg)
-            load_weights(model, cfg, whole=self.task.whole_start(cfg), may_be_new=self.task.may_be_new)
+            start = load_weights(model, cfg, whole=self.task.whole_start(cfg), may_be_new=self.task.may_be_new)
+            if start and self.task.classifies_images:  # a detector stays as it is; a lesion model learns anew
+                warn_of_silent_differences(cfg, start.facts)
         device = torch.device(cfg.MODEL.DEVICE)
         self.optimizer = build_optimizer(cfg, model)
         self.scheduler = build_lr_scheduler(cfg, self.optimizer)
         amp = cfg.SOLVER.AMP
         self.precision = MixedPrecision(enabled=amp.ENABLED, dtype=amp.DTYPE, device=device.type)
-        self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
         if checkpoint is not None:
             load_run(model, checkpoint, cfg, last)
             self.load_state_dict(checkpoint)
-            self.start_iter = checkpoint["iteration"] + 1
             logger.info("resuming from %s, at iteration %d of %d", last, self.start_iter, self.max_iter)
         self.done = self.start_iter  # iterations whose update, and that of the schedule, are whole
         progress = sys.stderr.isatty() if progress is None else progress
@@ -260,48 +265,10 @@ class Trainer(TrainerBase):
         """Take over all of :meth:`state_dict` but the weights.
 
         Raises:
-            UserError: another kind of optimiser, or another set of parameters, than the checkpoint's.
+            UserError: another optimiser, or another set of parameters, than the checkpoint's.
         """
-        own, saved = self.optimizer.state_dict()["param_groups"], state_dict["optimizer"]["param_groups"]
-        if [(len(g["params"]), g.keys()) for g in own] != [(len(g["params"]), g.keys()) for g in saved]:
-            raise UserError(
-                "The checkpoint's optimiser is of another kind, or trains other parameters, than the config's; resume "
-                "with the SOLVER settings that the run began with."
-            )
-        self.optimizer.load_state_dict(state_dict["optimizer"])
+        saved = state_dict["optimizer"]
+        check_same_optimizer(self.optimizer.state_dict()["param_groups"], saved["param_groups"])
+        self.optimizer.load_state_dict(saved)
         self.scheduler.load_state_dict(state_dict["scheduler"])
         self.precision.load_state_dict(state_dict["grad_scaler"])
-
-
-def refuse_other_run(folder: CheckpointFolder) -> None:
-    """Refuse to start a run where another has left checkpoints (:class:`UserError`)."""
-    existing = folder.all()
-    if existing:
-        raise UserError(
-            f"{folder.folder} holds the checkpoints of a run ({existing[-1].name}): add --resume to go on with it, or "
-            "give another OUTPUT_DIR to start a new one."
-        )
-
-
-def load_run(model: torch.nn.Module, checkpoint: dict[str, Any], cfg: CfgNode, source: Path) -> None:
-    """Load the weights of a run that is to be resumed: all of them.
-
-    Raises:
-        UserError: the checkpoint is of another model or of other image classes, or holds weights alone.
-    """
-    facts = checkpoint.get("d2_covid", {})
-    check_facts(facts, cfg, source)
-    check_carried_classes(facts, (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST), source)
-    if "optimizer" not in checkpoint:
-        raise UserError(f"{source} holds weights alone, and can't be resumed; give it as MODEL.WEIGHTS instead.")
-    report = load_state(model, checkpoint["model"], str(source))
-    if report.new:
-        raise UserError(f"{source} lacks {len(report.new)} tensors of the model, such as {report.new[0]}.")
-
-
-def _seed_of_run(cfg: CfgNode, checkpoint: dict[str, Any] | None, record: dict[str, Any] | None) -> int:
-    if checkpoint is not None and "seed" in checkpoint.get("d2_covid", {}):
-        return checkpoint["d2_covid"]["seed"]
-    if cfg.SEED >= 0:
-        return cfg.SEED
-    return record["seed"] if record else draw_seed()

@@ -1,7 +1,7 @@
 """Keys of Detectron2 that d2_covid does not act on: one that asks for something is refused, not passed over."""
 
 from functools import reduce
-from typing import Mapping
+from typing import Any, Mapping, Sequence
 
 from detectron2.config import CfgNode
 
@@ -29,6 +29,15 @@ _OF_STEPS = {
     "SOLVER.STEPS": "its rate falls along a cosine; leave it empty, or take WarmupMultiStepLR",
 }
 
+# What counts in place of a key: with SOLVER.EPOCHS above 0, and with 0.
+_WITH_EPOCHS = {
+    "SOLVER.MAX_ITER": "SOLVER.EPOCHS",
+    "SOLVER.STEPS": "SOLVER.STEP_FRACTIONS",
+    "SOLVER.CHECKPOINT_PERIOD": "SOLVER.CHECKPOINT_EPOCHS",
+    "TEST.EVAL_PERIOD": "TEST.EVAL_EPOCHS",
+}
+_WITHOUT_EPOCHS = {instead: key for key, instead in _WITH_EPOCHS.items() if key != "SOLVER.MAX_ITER"}
+
 
 def check_evaluation_keys(cfg: CfgNode) -> None:
     """Refuse a config that asks for what no evaluation does.
@@ -51,9 +60,35 @@ def check_training_keys(cfg: CfgNode) -> None:
         _check(cfg, _OF_STEPS, "does nothing with SOLVER.LR_SCHEDULER_NAME WarmupCosineLR")
 
 
+def check_typed_keys(cfg: CfgNode, opts: Sequence[str]) -> None:
+    """Refuse overrides of a schedule in iterations where it counts epochs, and the other way round.
+
+    Those of a config file are the other schedule's, there to be taken up; one of 0, or none, asks for nothing.
+
+    Args:
+        opts: ``KEY VALUE ...`` as typed, which ``cfg`` has taken over.
+
+    Raises:
+        UserError: names the key, and the one that counts.
+    """
+    epochs = cfg.SOLVER.EPOCHS
+    counting = _WITH_EPOCHS if epochs > 0 else _WITHOUT_EPOCHS
+    for key in opts[::2]:
+        if key in counting and _value(cfg, key):
+            way_out = " (or SOLVER.EPOCHS 0)" if epochs > 0 else ""
+            raise UserError(
+                f"{key} {_value(cfg, key)} does nothing with SOLVER.EPOCHS {epochs}: {counting[key]} counts; set that "
+                f"instead{way_out}."
+            )
+
+
 def _check(cfg: CfgNode, keys: Mapping[str, str], why: str) -> None:
     defaults = get_config()
     for key, instead in keys.items():
-        value, default = (reduce(lambda node, part: node[part], key.split("."), c) for c in (cfg, defaults))
-        if value not in (default, (), []):
+        value = _value(cfg, key)
+        if value not in (_value(defaults, key), (), []):
             raise UserError(f"{key} {value} {why}: {instead}.")
+
+
+def _value(cfg: CfgNode, key: str) -> Any:
+    return reduce(lambda node, part: node[part], key.split("."), cfg)

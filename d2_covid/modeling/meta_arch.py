@@ -4,6 +4,7 @@ Shape shorthand: N images, D ranked detections an image, C image classes.
 """
 
 import logging
+import math
 
 import torch
 from detectron2.config import CfgNode, configurable
@@ -46,9 +47,12 @@ class CovidCTMaskNet(GeneralizedRCNN):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
+        temperature = cfg.MODEL.CLASSIFIER.TEMPERATURE
+        if not 0 < temperature < math.inf:
+            raise UserError(f"MODEL.CLASSIFIER.TEMPERATURE must be a number above 0, not {temperature}.")
         ret = super().from_config(cfg)
         ret["train_norm"] = cfg.MODEL.CLASSIFIER.TRAIN_NORM
-        ret["temperature"] = cfg.MODEL.CLASSIFIER.TEMPERATURE
+        ret["temperature"] = temperature
         return ret
 
     def train(self, mode: bool = True) -> "CovidCTMaskNet":

@@ -4,8 +4,8 @@ RoIAlign is a product with a sparse matrix (:mod:`.roi_align`), and the first co
 before it instead of after it (:mod:`.roi_conv`). One place decides where that holds, :func:`can_be_quick`; other
 poolers, several feature levels and other devices take Detectron2's path.
 
-Boxes are read in single precision. Detectron2's path rounds them to the type of the features, in bfloat16 to two pixels
-of 512.
+Boxes are read in single precision, on that path too (:mod:`.roi_pooling`). Detectron2 itself rounds them to the type of
+the features, in bfloat16 to two pixels of 512.
 
 Shape shorthand: N images, R RoIs over all images, C channels, M x M bins of a RoI, K classes of masks.
 """

@@ -1,4 +1,4 @@
-"""Detectron2's pooler on a GPU, without waiting for it and without rounding boxes.
+"""Detectron2's pooler without rounding boxes, and on a GPU without waiting for it.
 
 Shape shorthand: N images, R RoIs over all images, C channels, M x M bins of a RoI.
 """
@@ -23,14 +23,14 @@ def rois_of(boxes: list[Boxes]) -> torch.Tensor:
 def pool_boxes(pooler: nn.Module, features: list[torch.Tensor], boxes: list[Boxes]) -> torch.Tensor:
     """``pooler(features, boxes)``, (R, C, M, M).
 
-    With one feature level boxes are read in single precision. Detectron2 rounds them to the type of the features, in
-    bfloat16 to two pixels of 512, and sends their counts to the device, which it has to wait for.
+    Boxes are read in single precision. Detectron2 rounds them to the type of the features, in bfloat16 to two pixels of
+    512, and sends their counts to the device, which it has to wait for; that is spared with one feature level.
     """
-    if type(pooler) is not ROIPooler or len(pooler.level_poolers) != 1 or torch.jit.is_tracing():
+    if type(pooler) is not ROIPooler or torch.jit.is_tracing():
         return pooler(features, boxes)
-    level = pooler.level_poolers[0]
-    if type(level) is not ROIAlign or features[0].device.type != "cuda":
-        return pooler(features, boxes)
+    level, device = pooler.level_poolers[0], features[0].device.type
+    if len(pooler.level_poolers) != 1 or type(level) is not ROIAlign or device != "cuda":
+        return _pool_in_float32(pooler, features, boxes)
     with torch.autocast("cuda", enabled=False):
         pooled = roi_align(
             features[0].float(),
@@ -41,3 +41,11 @@ def pool_boxes(pooler: nn.Module, features: list[torch.Tensor], boxes: list[Boxe
             level.aligned,
         )
     return pooled.to(features[0].dtype)
+
+
+def _pool_in_float32(pooler: ROIPooler, features: list[torch.Tensor], boxes: list[Boxes]) -> torch.Tensor:
+    dtype = features[0].dtype
+    if dtype not in (torch.bfloat16, torch.float16):
+        return pooler(features, boxes)
+    with torch.autocast(features[0].device.type, enabled=False):
+        return pooler([x.float() for x in features], boxes).to(dtype)

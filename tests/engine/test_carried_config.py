@@ -8,6 +8,7 @@ from d2_covid.engine.carried_config import (
     check_carried_classes,
     config_from_facts,
     image_class_names,
+    silent_differences,
     without_machine,
 )
 from d2_covid.errors import UserError
@@ -50,6 +51,47 @@ def test_other_words_for_the_papers_classes_are_the_same_classes(dataset, facts)
 def test_other_classes_are_refused(dataset, classes):
     with pytest.raises(UserError, match="x.pth was trained on control, common pneumonia, COVID-19, in that order"):
         check_carried_classes({"image_classes": list(IMAGE_CLASSES)}, [dataset(*classes)], "x.pth")
+
+
+@pytest.mark.parametrize(
+    "key, value",
+    [
+        ("MODEL.RESNETS.STRIDE_IN_1X1", "True"),
+        ("MODEL.ANCHOR_GENERATOR.OFFSET", "0.5"),
+        ("MODEL.ROI_BOX_HEAD.POOLER_TYPE", "ROIAlign"),
+        ("MODEL.ROI_MASK_HEAD.POOLER_TYPE", "ROIAlign"),
+        ("INPUT.WINDOW.LEVEL", "40.0"),
+        ("INPUT.WINDOW.WIDTH", "400.0"),
+        ("INPUT.MIN_SIZE_TEST", "256"),
+    ],
+)
+def test_what_no_error_would_tell_is_told(key, value):
+    lesion, facts = "segmentation/mask_rcnn_R_50_FPN.yaml", carried_facts(get_config())
+    for leaf in (lesion, CLASSIFIER):
+        facts = carried_facts(get_config(leaf))
+        (told,) = silent_differences(get_config(leaf, [key, value]), facts)
+        assert told.startswith(f"{key} {value}, trained with ")
+    section, part, *rest = key.split(".")
+    del facts["config"][section][part]  # as an older checkpoint, which has no such key
+    assert silent_differences(get_config(leaf, [key, value]), facts) == []
+    assert silent_differences(get_config(leaf, [key, value]), {}) == []
+
+
+@pytest.mark.parametrize(
+    "opts",
+    [
+        ["MODEL.CLASSIFIER.NMS_THRESH", "0.2"],
+        ["MODEL.CLASSIFIER.SCORE_THRESH", "0.5"],
+        ["MODEL.RPN.POST_NMS_TOPK_TEST", "50"],
+    ],
+)
+def test_which_detections_are_ranked_matters_to_a_classifiers_own_weights_alone(opts):
+    cfg, lesion = get_config(CLASSIFIER, opts), "segmentation/mask_rcnn_R_18_T2_FPN.yaml"
+    (told,) = silent_differences(cfg, carried_facts(get_config(CLASSIFIER)))
+    assert told.startswith(" ".join(opts))
+    assert silent_differences(cfg, carried_facts(get_config(lesion))) == []
+    assert silent_differences(get_config(lesion, opts), carried_facts(get_config(CLASSIFIER))) == []
+    assert silent_differences(get_config(lesion, opts), carried_facts(get_config(lesion))) == []
 
 
 def test_what_suited_the_machine_that_trained_is_not_carried():

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from d2_covid import get_config
 from d2_covid.data.slice_datasets import register_slices
+from d2_covid.engine.carried_config import carried_facts
 from d2_covid.engine.checkpoint import model_facts, write_checkpoint
 from d2_covid.engine.run import run_evaluation
 from d2_covid.engine.trainer import Trainer
@@ -63,14 +64,15 @@ def detector(config, tmp_path) -> Path:
     return save_detector(config(file=SEGMENTATION), tmp_path / "detector.pth")
 
 
-def save_detector(cfg, path: Path, drop: str | None = None, facts: bool = True) -> Path:
+def save_detector(cfg, path: Path, drop: str | None = None, facts: bool = True, carried: bool = False) -> Path:
     torch.manual_seed(3)
     model = build_model(cfg)
     predictor = model.roi_heads.box_predictor
     for layer in (predictor.cls_score, predictor.bbox_pred):
         layer.weight.data.normal_(0, 0.3)
     state = {n: t for n, t in model.state_dict().items() if drop is None or not n.startswith(drop)}
-    write_checkpoint(path, {"model": state, "d2_covid": model_facts(cfg)} if facts else {"model": state})
+    told = model_facts(cfg) | (carried_facts(cfg) if carried else {})
+    write_checkpoint(path, {"model": state, "d2_covid": told} if facts else {"model": state})
     return path
 
 
@@ -234,6 +236,20 @@ def test_masks_are_loaded_where_they_ride_along(config, detector):
     start = torch.load(detector, weights_only=True)["model"]
     masks = {n: t for n, t in weights(trainer).items() if "mask_head" in n}
     assert masks and all(torch.equal(t, start[n]) for n, t in masks.items())
+
+
+def test_a_detector_of_another_config_is_told_of(config, tmp_path, caplog):
+    path = save_detector(config(file=SEGMENTATION), tmp_path / "other.pth", carried=True)
+    Trainer(config("MODEL.WEIGHTS", path))
+    assert "the config differs" not in caplog.text
+    Trainer(config("MODEL.WEIGHTS", path, "MODEL.ROI_BOX_HEAD.POOLER_TYPE", "ROIAlign"))
+    assert "POOLER_TYPE ROIAlign, trained with ROIAlignV2" in caplog.text
+
+
+def test_patients_of_no_slice_are_refused_before_the_training(config, detector):
+    with pytest.raises(UserError, match="TEST.PATIENT_K must be 1 or more slices, not 0"):
+        Trainer(config("MODEL.WEIGHTS", detector, "TEST.PATIENT_K", 0))
+    Trainer(config("MODEL.WEIGHTS", detector, "TEST.PATIENT_K", 0, "DATASETS.TEST", "()"))
 
 
 def test_balanced_sampling_reaches_the_trainer(config, detector):

@@ -7,6 +7,7 @@ from d2_covid.engine import trainer as trainer_module
 from d2_covid.engine.checkpoint import read_checkpoint
 from d2_covid.engine.evaluation import flat_numbers, loss_mode, validation_losses
 from d2_covid.engine.hooks import drop_metrics_from, is_due, last_iteration
+from d2_covid.engine.run import run_evaluation
 from d2_covid.engine.tasks import task_of
 from d2_covid.engine.trainer import Trainer
 from d2_covid.errors import UserError
@@ -101,8 +102,10 @@ def test_best_checkpoint(scores, best, tiny, tmp_path, monkeypatch):
     assert [line.get("segm/AP50") for line in lines] == [None if math.isnan(s) else s for s in scores]
 
 
-def test_no_best_checkpoint_without_a_number(tiny, tmp_path, monkeypatch):
+def test_no_best_checkpoint_without_a_number(tiny, tmp_path, monkeypatch, caplog):
     run_with_scores(tiny, monkeypatch, [math.nan] * 3)
+    warnings = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert warnings[-1] == "no best checkpoint after iteration 5: segm/AP50 is undefined there"
     assert not (tmp_path / "run" / "model_best.pth").exists()
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert record["result"] == {"segm/AP50": None}
@@ -112,6 +115,36 @@ def test_best_metric_that_no_evaluation_gives(tiny, tmp_path, caplog):
     Trainer(tiny("TEST.BEST_METRIC", "segm/AP51", "SOLVER.MAX_ITER", 1)).train()
     assert "TEST.BEST_METRIC segm/AP51 is not among" in caplog.text
     assert not (tmp_path / "run" / "model_best.pth").exists()
+
+
+@pytest.mark.parametrize(
+    ("opts", "message"),
+    [
+        (("TEST.DTYPE", "float16"), "float16 .* is for a GPU"),
+        (("TEST.DTYPE", "bfloat16", "TEST.FAST", False), "needs TEST.FAST True"),
+    ],
+)
+def test_an_evaluation_that_can_only_fail_is_refused_before_the_training(opts, message, tiny):
+    with pytest.raises(UserError, match=message):
+        Trainer(tiny(*opts))
+    Trainer(tiny(*opts, "DATASETS.TEST", "()"))
+    with pytest.raises(UserError, match=message):  # and before the weights are looked for
+        run_evaluation(tiny(*opts, "MODEL.WEIGHTS", "gone.pth"))
+
+
+def test_an_evaluation_with_another_config_than_the_weights_is_told_of(tiny, tmp_path, reference, caplog):
+    cfg = tiny("MODEL.WEIGHTS", reference / "model_final.pth")
+    run_evaluation(cfg.clone())
+    assert "the config differs" not in caplog.text
+    cfg.INPUT.MIN_SIZE_TEST, cfg.MODEL.ANCHOR_GENERATOR.SIZES = 128, [[2, 4]]
+    run_evaluation(cfg)
+    told = [r.message for r in caplog.records if "the config differs from the weights' own" in r.message]
+    assert len(told) == 2 and "INPUT.MIN_SIZE_TEST 128, trained with 64" in told[1]
+
+
+def test_a_lesion_training_goes_on_at_another_size_without_a_warning(tiny, reference, caplog):
+    Trainer(tiny("MODEL.WEIGHTS", reference / "model_final.pth", "INPUT.MIN_SIZE_TEST", 128))
+    assert "the config differs" not in caplog.text
 
 
 def test_failing_evaluation_costs_no_training(tiny, tmp_path, monkeypatch):

@@ -1,7 +1,13 @@
 """Optimisers, learning rates, clipping and mixed precision."""
 
 from d2_covid import get_config
-from d2_covid.engine.optimizer import MixedPrecision, build_lr_scheduler, build_optimizer, clip_gradients
+from d2_covid.engine.optimizer import (
+    MixedPrecision,
+    build_lr_scheduler,
+    build_optimizer,
+    check_same_optimizer,
+    clip_gradients,
+)
 from d2_covid.errors import UserError
 
 import pytest
@@ -50,6 +56,61 @@ def test_names(name, kind):
     optimizer = build_optimizer(config("SOLVER.OPTIMIZER", name, "SOLVER.BASE_LR", 0.5), nn.Linear(2, 2))
     assert type(optimizer) is kind
     assert optimizer.param_groups[0]["lr"] == 0.5
+
+
+def groups(*opts, frozen: bool = False):
+    """Groups of the parameters of a layer with its norm, under a schedule, as a checkpoint has them."""
+    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    model[1].bias.requires_grad = not frozen
+    cfg = config("SOLVER.BASE_LR", 0.01, "SOLVER.WEIGHT_DECAY_NORM", 0.0, *opts)
+    optimizer = build_optimizer(cfg, model)
+    build_lr_scheduler(cfg, optimizer)
+    return optimizer.state_dict()["param_groups"]
+
+
+SGD = ("SOLVER.OPTIMIZER", "SGD")
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "message"),
+    [
+        ((), ("SOLVER.OPTIMIZER", "AdamW"), "SOLVER.OPTIMIZER Adam, not AdamW"),
+        ((), SGD, "SOLVER.OPTIMIZER Adam, not SGD"),
+        ((), ("SOLVER.BASE_LR", 0.5), r"SOLVER.BASE_LR \(or BIAS_LR_FACTOR\) 0.01, not 0.5:"),
+        ((), ("SOLVER.BIAS_LR_FACTOR", 2.0), r"BIAS_LR_FACTOR\) 0.01, not 0.01 and 0.02:"),
+        ((), ("SOLVER.WEIGHT_DECAY", 0.5), "SOLVER.WEIGHT_DECAY .* 0.0001 and 0.0, not 0.5 and 0.0:"),
+        ((), ("SOLVER.WEIGHT_DECAY_NORM", 0.0001), "SOLVER.WEIGHT_DECAY .* 0.0001 and 0.0, not 0.0001:"),
+        (SGD, (*SGD, "SOLVER.MOMENTUM", 0.5), "SOLVER.MOMENTUM 0.9, not 0.5:"),
+        (SGD, (*SGD, "SOLVER.NESTEROV", True), "SOLVER.NESTEROV False, not True:"),
+        ((), ("SOLVER.BASE_LR", 0.5, "SOLVER.WEIGHT_DECAY", 0.5), "BASE_LR .* 0.01, not 0.5; SOLVER.WEIGHT_DECAY"),
+    ],
+)
+def test_other_settings_than_the_checkpoints_are_named_with_both_values(before, now, message):
+    with pytest.raises(UserError, match=f"The run began with .*{message}.* resume it .* MODEL.WEIGHTS") as error:
+        check_same_optimizer(groups(*now), groups(*before))
+    assert "\n" not in str(error.value)
+
+
+def test_other_parameters_than_the_checkpoints_are_refused():
+    with pytest.raises(UserError, match="trains other parameters"):
+        check_same_optimizer(groups(), groups(frozen=True))
+
+
+@pytest.mark.parametrize("name", ["Adam", "AdamW"])
+def test_a_checkpoint_of_an_older_pytorch_is_taken_up(name):
+    """It doesn't say whether the decay is decoupled; nor do some have other keys that no config sets."""
+    saved = [{k: v for k, v in g.items() if k != "decoupled_weight_decay"} for g in groups("SOLVER.OPTIMIZER", name)]
+    own = groups("SOLVER.OPTIMIZER", name)
+    check_same_optimizer(own, saved)
+    with pytest.raises(UserError, match="SOLVER.OPTIMIZER Adam or AdamW, not SGD"):
+        check_same_optimizer(groups(*SGD), saved)
+    with pytest.raises(UserError, match="SOLVER.BASE_LR"):
+        check_same_optimizer(groups("SOLVER.BASE_LR", 0.5), saved)
+
+
+def test_what_does_not_belong_to_the_optimiser_may_change():
+    clip, longer = ("SOLVER.CLIP_GRADIENTS.ENABLED", True), ("SOLVER.MAX_ITER", 9, "SOLVER.GAMMA", 0.5)
+    check_same_optimizer(groups(*clip, *longer), groups())
 
 
 def test_norm_layers_and_biases_have_their_own_settings():

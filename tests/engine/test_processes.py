@@ -39,7 +39,22 @@ def test_a_batch_that_the_processes_cannot_share_is_refused_before_anything_else
         Trainer(tiny("DATASETS.TRAIN", "('nowhere',)"))
 
 
-@pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="PyTorch was built without gloo")
+needs_gloo = pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="PyTorch was built without gloo")
+
+
+@needs_gloo
+def test_machines_with_folders_of_their_own_do_not_resume_apart(tiny, tmp_path):
+    opts = ("DATASETS.TEST", "()", "SOLVER.MAX_ITER", 1)
+    Trainer(tiny(*opts, "OUTPUT_DIR", tmp_path / "0")).train()  # the main process alone leaves checkpoints
+
+    def resume(rank):
+        with pytest.raises(UserError, match=rf"iterations \(0, 1\): OUTPUT_DIR .*{rank} must be one folder"):
+            Trainer(tiny(*opts, "OUTPUT_DIR", tmp_path / str(rank)), resume=True)
+
+    in_processes(2, tmp_path / "store", resume)
+
+
+@needs_gloo
 def test_two_processes(tiny, tmp_path):
     cfg = tiny("SOLVER.IMS_PER_BATCH", 2, "SOLVER.MAX_ITER", 4)
 

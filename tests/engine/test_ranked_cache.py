@@ -4,7 +4,7 @@ from pathlib import Path
 from d2_covid import get_config
 from d2_covid.data.slice_datasets import register_slices, train_slices
 from d2_covid.data.slice_mapper import SliceMapper
-from d2_covid.engine import ranked_cache
+from d2_covid.engine import loader, ranked_cache
 from d2_covid.engine.inference_model import inference_model
 from d2_covid.engine.ranked_cache import cached_task, can_cache, detector_fingerprint, ranked_rows
 from d2_covid.engine.tasks import Task
@@ -159,6 +159,13 @@ def test_an_interrupted_run_goes_on(config, monkeypatch):
     assert model.calls == 9
 
 
+def test_its_reading_processes_begin_as_those_of_training_do(config, monkeypatch, tmp_path):
+    monkeypatch.setattr(loader, "_begin_worker", lambda number: (tmp_path / f"began_{number}").touch())
+    cfg = config("DATALOADER.NUM_WORKERS", 1)
+    cached_task(cfg, task(), Counted(model_of(cfg)))
+    assert (tmp_path / "began_0").exists()
+
+
 def test_a_changed_slice_is_computed_again(config, slices, monkeypatch):
     cfg = config()
     monkeypatch.setattr(ranked_cache, "SHARD", 1)
@@ -201,7 +208,7 @@ def test_a_damaged_file_is_computed_again(config, caplog):
         (("MODEL.ROI_BOX_HEAD.SCORE_FUNCTION", "sigmoid"), False),
         (("MODEL.RPN.POST_NMS_TOPK_TEST", 30), False),
         (("TEST.DTYPE", "bfloat16"), False),
-        (("TEST.FAST", False), True),
+        (("TEST.FAST", False), False),
         (("INPUT.MIN_SIZE_TEST", 80), False),
     ],
 )

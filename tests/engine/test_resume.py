@@ -204,10 +204,31 @@ def test_changed_training_data_is_refused(tiny, lesion_sets, tmp_path):
         path.write_text(before)
 
 
-def test_another_optimiser_is_refused(tiny):
-    Trainer(tiny("SOLVER.MAX_ITER", 2, "DATASETS.TEST", "()")).train()
-    with pytest.raises(UserError, match="optimiser is of another kind"):
-        Trainer(tiny("SOLVER.OPTIMIZER", "SGD", "DATASETS.TEST", "()"), resume=True)
+def test_another_optimiser_is_refused_with_or_without_a_record(tiny, tmp_path):
+    opts = ("DATASETS.TEST", "()")
+    Trainer(tiny("SOLVER.MAX_ITER", 2, *opts)).train()
+    for other, message in (
+        (("SOLVER.OPTIMIZER", "SGD"), "SOLVER.OPTIMIZER Adam, not SGD"),
+        (("SOLVER.BASE_LR", 0.5), r"SOLVER.BASE_LR .* 0.001, not 0.5"),
+    ):
+        with pytest.raises(UserError, match=message) as error:
+            Trainer(tiny(*other, *opts), resume=True)
+        assert "MODEL.WEIGHTS" in str(error.value) and "\n" not in str(error.value)
+        (tmp_path / "run" / "run.json").unlink(missing_ok=True)
+    assert Trainer(tiny(*opts), resume=True).start_iter == 2
+
+
+def test_a_run_that_is_past_its_end_is_refused(tiny, tmp_path):
+    opts = ("DATASETS.TEST", "()")
+    Trainer(tiny("SOLVER.MAX_ITER", 4, *opts)).train()
+    before = (tmp_path / "run" / "run.json").read_text()
+    for other, asked in (
+        (("SOLVER.MAX_ITER", 2), "SOLVER.MAX_ITER is 2"),
+        (("SOLVER.EPOCHS", 1), "SOLVER.EPOCHS 1 makes 3"),
+    ):
+        with pytest.raises(UserError, match=f"has done 4 iterations, and {asked}"):
+            Trainer(tiny(*other, *opts), resume=True)
+    assert (tmp_path / "run" / "run.json").read_text() == before
 
 
 def test_command_killed_from_outside(tiny_command, tmp_path, reference):

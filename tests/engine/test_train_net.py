@@ -90,6 +90,7 @@ def test_resume_without_a_checkpoint_starts(command, tmp_path):
         (("--num-gpus", "64"), [], "--num-gpus 64, but PyTorch finds"),
         ((), ["MODEL.DEVICE", "gpu"], "can't compute on device 'gpu' here"),
         ((), ["VIS_PERIOD", "5"], "VIS_PERIOD 5 does nothing in d2_covid"),
+        ((), ["SOLVER.EPOCHS", "1"], "SOLVER.MAX_ITER 2 does nothing with SOLVER.EPOCHS 1"),
         (("--eval-only",), ["TEST.AUG.ENABLED", "True"], "TEST.AUG.ENABLED True does nothing in d2_covid"),
     ],
 )
@@ -107,6 +108,7 @@ def test_bad_input_is_one_line_and_status_two(flags, opts, message, command, tmp
         ((), ["MODEL.DEVICE", "cuda", "SOLVER.IMS_PER_BATCH", "1"], "IMS_PER_BATCH 1 can't be shared evenly by 4"),
         ((), ["MODEL.DEVICE", "cuda:1"], "MODEL.DEVICE is cuda:1, but each of several processes has a GPU"),
         ((), ["SOLVER.NOPE", "1"], "Non-existent key: SOLVER.NOPE"),
+        ((), ["MODEL.DEVICE", "cuda", "SOLVER.MAX_ITER", "9"], "SOLVER.MAX_ITER 9 does nothing with SOLVER.EPOCHS"),
         (("--eval-only",), ["MODEL.DEVICE", "cuda", "SOLVER.IMS_PER_BATCH", "1"], ""),
     ],
 )

@@ -3,7 +3,7 @@
 from d2_covid import get_config
 from d2_covid.config import config_dir
 from d2_covid.engine.trainer import Trainer
-from d2_covid.engine.unused_keys import check_evaluation_keys, check_training_keys
+from d2_covid.engine.unused_keys import check_evaluation_keys, check_training_keys, check_typed_keys
 from d2_covid.errors import UserError
 
 import pytest
@@ -46,6 +46,44 @@ def test_a_key_that_would_do_nothing_is_refused_with_what_there_is_instead(opts,
 )
 def test_keys_that_ask_for_nothing_or_are_acted_on_pass(opts):
     check_training_keys(get_config(None, list(opts)))
+
+
+PAPER, QUICK = "segmentation/mask_rcnn_R_18_T1_FPN.yaml", "quick/mask_rcnn_R_18_T1_FPN_phantom.yaml"
+
+
+@pytest.mark.parametrize(
+    ("leaf", "opts", "counts"),
+    [
+        (PAPER, ["SOLVER.MAX_ITER", "100"], "SOLVER.EPOCHS 100: SOLVER.EPOCHS counts"),
+        (PAPER, ["SOLVER.STEPS", "(60,)"], "SOLVER.STEP_FRACTIONS counts"),
+        (PAPER, ["SOLVER.CHECKPOINT_PERIOD", "5"], "SOLVER.CHECKPOINT_EPOCHS counts"),
+        (PAPER, ["TEST.EVAL_PERIOD", "50"], "TEST.EVAL_EPOCHS counts; set that instead .or SOLVER.EPOCHS 0"),
+        (None, ["SOLVER.EPOCHS", "2", "SOLVER.MAX_ITER", "9"], "SOLVER.EPOCHS 2: SOLVER.EPOCHS counts"),
+        (QUICK, ["TEST.EVAL_EPOCHS", "1.0"], "SOLVER.EPOCHS 0: TEST.EVAL_PERIOD counts; set that instead.$"),
+        (QUICK, ["SOLVER.CHECKPOINT_EPOCHS", "0.5"], "SOLVER.CHECKPOINT_PERIOD counts"),
+        (QUICK, ["SOLVER.STEP_FRACTIONS", "(0.5,)"], "SOLVER.STEPS counts"),
+    ],
+)
+def test_a_typed_key_of_the_other_schedule_is_refused(leaf, opts, counts):
+    with pytest.raises(UserError, match=f"{opts[-2]} .* does nothing with .*{counts}") as error:
+        check_typed_keys(get_config(leaf, opts), opts)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("leaf", "opts"),
+    [
+        (PAPER, ["SOLVER.EPOCHS", "0", "SOLVER.MAX_ITER", "9", "SOLVER.STEPS", "(5,)", "TEST.EVAL_PERIOD", "3"]),
+        (PAPER, ["SOLVER.EPOCHS", "3", "TEST.EVAL_EPOCHS", "1.0", "SOLVER.CHECKPOINT_EPOCHS", "1.0"]),
+        (QUICK, ["SOLVER.MAX_ITER", "9", "SOLVER.CHECKPOINT_PERIOD", "3"]),
+        (QUICK, ["SOLVER.EPOCHS", "2", "TEST.EVAL_EPOCHS", "1.0"]),  # MAX_ITER is the file's
+        (QUICK, ["TEST.EVAL_EPOCHS", "0.0"]),  # asks for nothing; the model zoo sets it for every row
+        (PAPER, ["SOLVER.STEPS", "()"]),
+        (PAPER, []),
+    ],
+)
+def test_typed_keys_of_the_schedule_that_counts_pass(leaf, opts):
+    check_typed_keys(get_config(leaf, opts), opts)
 
 
 def test_every_shipped_config_passes():

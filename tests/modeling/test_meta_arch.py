@@ -233,6 +233,9 @@ def test_every_classifier_has_the_detector_of_its_segmentation_model():
         (["MODEL.CLASSIFIER.CLASS_WEIGHTS", "(1.0, 2.0)"], "CLASS_WEIGHTS has 2 numbers for 3 classes"),
         (["MODEL.CLASSIFIER.CLASS_WEIGHTS", "(1.0, -2.0, 1.0)"], "each is 0 or more"),
         (["MODEL.CLASSIFIER.CLASS_WEIGHTS", "(0.0, 0.0, 0.0)"], "not all are 0"),
+        (["MODEL.CLASSIFIER.TEMPERATURE", "0.0"], "MODEL.CLASSIFIER.TEMPERATURE must be a number above 0, not 0.0"),
+        (["MODEL.CLASSIFIER.TEMPERATURE", "-1.0"], "above 0, not -1.0"),
+        (["MODEL.CLASSIFIER.TEMPERATURE", "1e999"], "above 0, not inf"),
         (["MODEL.ROI_HEADS.NAME", "LesionROIHeads"], "MODEL.ROI_HEADS.NAME CovidROIHeads, not LesionROIHeads"),
     ],
 )

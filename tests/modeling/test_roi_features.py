@@ -1,7 +1,7 @@
 """The quick features of RoIs against Detectron2's own, in whole models."""
 
 from d2_covid import get_config
-from d2_covid.modeling.roi_features import box_features, can_be_quick, mask_logits
+from d2_covid.modeling.roi_features import box_features, can_be_quick, mask_logits, pool
 
 import pytest
 import torch
@@ -195,6 +195,20 @@ def test_other_poolers_are_detectron2s(kwargs):
     assert not can_be_quick(pooler(), [features.to("meta")])
     with torch.no_grad():
         assert torch.equal(mask_logits(other, head, maps, boxes), head.layers(other(maps, boxes)))
+
+
+@pytest.mark.parametrize("kwargs", [{"scales": [1 / 8, 1 / 16]}, {"pooler_type": "ROIAlign"}])
+def test_other_poolers_read_boxes_exactly_under_autocast(kwargs):
+    features, boxes = features_and_boxes()
+    boxes = [Boxes(x.tensor + 300) for x in boxes]  # where bfloat16 is two pixels apart
+    features = torch.nn.functional.interpolate(features, scale_factor=4, mode="bilinear").bfloat16()
+    other = pooler(**kwargs)
+    maps = [torch.nn.functional.interpolate(features, scale_factor=2), features][-len(other.level_poolers) :]
+    exact = other([x.float() for x in maps], boxes)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = pool(other, maps, boxes)
+    assert found.dtype == torch.bfloat16
+    assert_close({"features": found.float()}, {"features": exact}, 0.005)
 
 
 def test_autocast_is_no_less_accurate():

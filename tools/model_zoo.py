@@ -24,7 +24,7 @@ from d2_covid.inference.shipped import shipped_models
 from d2_covid.zoo.card import card_page
 from d2_covid.zoo.data import prepare_data
 from d2_covid.zoo.detectors import detector_rows
-from d2_covid.zoo.grids import CLASSIFIER_GRIDS, GRIDS, MODELS, Row, changed, final_weights, lesion_grid
+from d2_covid.zoo.grids import CLASSIFIER_GRIDS, GRIDS, MODELS, Row, changed, final_weights, lesion_grid, phantom_row
 from d2_covid.zoo.pack import best_record, pack
 from d2_covid.zoo.peers import read_peers
 from d2_covid.zoo.records import FINISHED, read_records
@@ -67,9 +67,11 @@ def build_parser() -> argparse.ArgumentParser:
 
     small = commands.add_parser("pack", help="a model as a small file")
     small.add_argument("--zoo", type=Path, default=Path("output/zoo"), metavar="DIR", help="folder [output/zoo]")
-    small.add_argument("--best", default="segm/AP50", metavar="METRIC", help="the model with the highest [segm/AP50]")
+    small.add_argument(
+        "--best", default="segm/AP50", metavar="METRIC", help="the model with the highest on CT [segm/AP50]"
+    )
     small.add_argument("--model", choices=MODELS, help="of this model alone")
-    small.add_argument("--recipe", metavar="NAME", help="of this recipe alone")
+    small.add_argument("--recipe", metavar="NAME", help="of this recipe alone; phantom: by its figures on phantoms")
     small.add_argument("-o", "--output", type=Path, required=True, metavar="FILE")
     small.set_defaults(work=make_pack)
 
@@ -118,6 +120,8 @@ def rows_of(args: argparse.Namespace) -> list[Row]:
             names = ", ".join(row.name for row in rows)
             raise UserError(f"No row is called {' or '.join(args.only)}; there are {names}.")
         rows = chosen
+    if args.phantoms and not any(row.needs == phantom_row(row.model, args.phantoms).name for row in rows):
+        raise UserError(f"--phantoms {args.phantoms}: none of these rows starts from a phantom model; leave it out.")
     return rows
 
 
@@ -174,6 +178,8 @@ def write_table(args: argparse.Namespace) -> int:
 
 def write_card(args: argparse.Namespace) -> int:
     """`card`."""
+    if args.models is not None and not args.models.is_dir():
+        raise UserError(f"--models {args.models}: there is no such folder; give the one that holds the cards.")
     models = shipped_models(args.models)
     _write(args.output, card_page([model.card for model in models]))
     print(f"{args.output}: {', '.join(model.name for model in models) or 'no model'}")

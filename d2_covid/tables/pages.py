@@ -11,6 +11,7 @@ from tabulate import tabulate
 from ..data.files import atomic_write, write_json
 from ..visualization.result_rows import counted
 from ..zoo.paper_figures import TABLE_2, TABLE_2_NOTES, TABLE_3, TABLE_3_NOTES
+from ..zoo.words import WILSON
 from .models import CLASSIFICATION, MODELS, SEGMENTATION
 from .plan import TABLE_OF, Plan
 from .rows import COLUMNS, Column, Figure, Outcome, by_model, spread
@@ -215,7 +216,9 @@ def _intervals(done: Sequence[Outcome]) -> str:
     if not facts["resamples"]:
         brackets = "No intervals were asked for (TEST.BOOTSTRAP 0)."
     else:
-        brackets = f"In brackets: 95 % interval, bootstrap over {facts['resampled']}, {facts['resamples']} resamples."
+        of_classes = done[0].run.kind == CLASSIFICATION
+        how = f"{WILSON if of_classes and not facts['patients'] else ''}bootstrap over {facts['resampled']}"
+        brackets = f"In brackets: 95 % interval, {how}, {facts['resamples']} resamples."
     if several:
         brackets += " With ±: standard deviation over seeds; each seed's interval is in the csv file."
     return brackets

@@ -10,6 +10,7 @@ from typing import Any
 
 from ..engine.hooks import METRICS
 from ..engine.run_record import read_record
+from ..zoo.records import step_seconds
 from .jobs import Run
 from .models import CLASSIFICATION, SEGMENTATION, TableModel
 
@@ -120,16 +121,9 @@ def spread(values: Sequence[float | None]) -> Spread:
 
 
 def training_minutes(metrics: Path) -> float | None:
-    """Minutes that the iterations of a run took, however often it was interrupted, from its ``metrics.json``: the time
-    of an iteration in each line, times the iterations since the line before. None where no line tells a time."""
-    seconds, before, timed = 0.0, -1, False
-    for line in metrics.read_text(encoding="utf-8").splitlines() if metrics.is_file() else ():
-        entry = json.loads(line)
-        if "time" in entry:
-            timed = True
-            seconds += entry["time"] * (entry["iteration"] - before)
-            before = entry["iteration"]
-    return seconds / 60 if timed else None
+    """Minutes that the iterations of a run took, from its ``metrics.json``; None where no line tells a time."""
+    _, seconds = step_seconds(metrics)
+    return seconds / 60 if seconds else None
 
 
 def _figure(results: Mapping[str, Any], column: Column) -> Figure:

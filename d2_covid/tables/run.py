@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from ..engine.aside import set_aside
 from ..engine.children import stop
 from ..engine.folder_lock import held, held_in_turn, is_held
 from ..engine.steps import Steps
@@ -155,14 +156,3 @@ def run_logged(command: Sequence[str], log: Path, environment: Mapping[str, str]
         last = next((line.strip() for line in reversed(lines) if line.strip()), f"status {status}")
         reason = f"ended by signal {-status}" if status < 0 else last.removeprefix("error: ").rstrip(".")
         raise UserError(f"{reason} ({log})")
-
-
-def set_aside(folder: Path) -> Path | None:
-    """Rename a run that is not to be gone on with, so that nothing of it is lost; None where there is none."""
-    if not folder.is_dir() or not any(folder.iterdir()):
-        return None
-    number = 1
-    while (aside := folder.with_name(f"{folder.name}.before_{number}")).exists():
-        number += 1
-    folder.rename(aside)
-    return aside

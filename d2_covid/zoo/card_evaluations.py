@@ -11,6 +11,7 @@ from ..inference.model_card import Evaluation, Metric
 from ..inference.model_source import resolve_model
 from ..inference.shipped import ShippedModel
 from .records import metrics_of
+from .words import WILSON
 
 
 def evaluation_of(words: str, path: str | Path, model: ShippedModel) -> list[Evaluation]:
@@ -81,7 +82,7 @@ def _from_results(words: str, results: Mapping[str, Any], several: bool) -> Eval
     if "measures" in results:
         how, notes = results["intervals"], [results["intervals"]["note"]]
         lesions, unit, resamples = None, how["unit"], how["resamples"]
-        wilson = "Wilson for proportions, else " if unit == "slice" else ""
+        wilson = WILSON if unit == "slice" else ""
         interval = f"95 %, {wilson}bootstrap over {unit}s, {resamples} resamples"
     else:
         resamples, unit = results["settings"]["bootstrap"], results["resampled"]
@@ -117,7 +118,7 @@ def _notes(metrics: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 def _interval_of_record(kind: str | None, patients: int | None) -> str:
     # As evaluations do it: classes of slices whose patients are unknown are counted, and have Wilson's.
-    wilson = "Wilson for proportions, else " if kind == "classifier" and not patients else ""
+    wilson = WILSON if kind == "classifier" and not patients else ""
     return f"95 %, {wilson}bootstrap over {'patients' if patients else 'slices'}"
 
 

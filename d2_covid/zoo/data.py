@@ -25,14 +25,16 @@ PHANTOMS = {"patients_per_class": 28, "slices_per_patient": 10, "size": 384, "se
 FACTS = "zoo.json"
 _PHANTOMS_MADE = "phantom.json"
 """Settings of the phantoms that this has made; empty while it makes them."""
+_ABOUT = "Lesions in chest CT: "
+_SPLITS = ("train", "val")
 
 
 def prepare_data(source: Path, output: Path, *, workers: int = 0, phantoms: dict[str, Any] | None = None) -> list[str]:
     """Make everything that the zoo's trainings read: ``$DETECTRON2_DATASETS`` is to be ``output`` then.
 
     Images stay in ``source``; jsons in ``output`` lead to them by a path relative to themselves. ``zoo.json`` keeps
-    what the sets hold. What was made before is made anew, phantoms apart, if they are the same; folders that were not
-    made by this stay as they are.
+    what the sets hold. What was made before is made anew, phantoms apart, if they are the same; sets that were not
+    made by this stay as they are, and are refused before anything is written.
 
     Args:
         source: holds ``radiopaedia/``, ``coronacases/`` (both with ``ct_lesion_seg/image`` and ``mask``) and, if the
@@ -44,22 +46,23 @@ def prepare_data(source: Path, output: Path, *, workers: int = 0, phantoms: dict
         What was made, a line a set.
 
     Raises:
-        UserError: a source is missing or damaged; ``output`` can't be written to, or holds phantoms or figures of
-            another origin.
+        UserError: a source is missing or damaged; ``output`` can't be written to, or holds sets, phantoms or figures
+            of another origin.
     """
     for name in VALIDATION:
         if not (source / name).is_dir():
             raise UserError(f"--source {source} has no folder {name}; datasets/README.md says where the data is had.")
+    _check_sets(output)
     _check_phantoms(output)
     lines = []
     for name, patients in VALIDATION.items():
         pairing = pair_cncb(source / name)
         splits = split_by_patients(pairing.pairs, patients)
-        words = f"Lesions in chest CT: {name}"
+        words = f"{_ABOUT}{name}"
         made = prepare_lesions(pairing, splits, output / name, mask_types=["merge"], description=words)
         lines += made.warnings()
     facts: dict[str, Any] = {"datasets": {}}
-    for split in ("train", "val"):
+    for split in _SPLITS:
         merged = merge_sets({name: prepared_json(name, "merge", split, output) for name in VALIDATION}, output, split)
         path = prepared_json(SET, "merge", split, output)
         write_json(path, merged)
@@ -68,6 +71,9 @@ def prepare_data(source: Path, output: Path, *, workers: int = 0, phantoms: dict
     if (source / "covid_ct" / "split.csv").is_file():
         _link(source / "covid_ct", output / "covid_ct")
         lines.append(f"{output / 'covid_ct'}: the figures of COVID-CT, where they are")
+    figures = output / "covid_ct" / "split.csv"
+    if figures.is_file():
+        facts["datasets"] |= {f"covid_ct_{split}": {"sha256": sha256_of(figures)} for split in _SPLITS}
     lines.append(_make_phantoms(output, phantoms or PHANTOMS, workers, facts))
     write_json(output / FACTS, facts)
     return lines
@@ -104,7 +110,7 @@ def merge_sets(jsons: dict[str, Path], output: Path, split: str) -> dict[str, An
             annotations.append({**annotation, **at})
     info = {
         **{key: contents[next(iter(contents))]["info"][key] for key in ("mask_type", "min_area", "version")},
-        "description": f"Lesions in chest CT: {' and '.join(contents)}, merged masks, {split}",
+        "description": f"{_ABOUT}{' and '.join(contents)}, merged masks, {split}",
         "image_root": Path(os.path.relpath(common, folder)).as_posix(),
     }
     return {"info": info, "images": images, "annotations": annotations, "categories": categories}
@@ -149,11 +155,32 @@ def _make_phantoms(output: Path, settings: dict[str, Any], workers: int, facts: 
         write_json(output / _PHANTOMS_MADE, {})
         write_phantoms(folder, **settings, workers=workers, overwrite=True)
     write_json(output / _PHANTOMS_MADE, settings)
-    for split in ("train", "val"):
+    for split in _SPLITS:
         content = read_coco(prepared_json("phantom", "merge", split, output))
         facts["datasets"][f"phantom_merge_{split}"] = described(content)
-    counts = [_in_words(facts["datasets"][f"phantom_merge_{split}"]) for split in ("train", "val")]
+    counts = [_in_words(facts["datasets"][f"phantom_merge_{split}"]) for split in _SPLITS]
     return f"{folder}: {'made before, ' if same else ''}{' and '.join(counts)}"
+
+
+def _check_sets(output: Path) -> None:
+    for name in (*VALIDATION, SET):
+        ours = [prepared_json(name, "merge", split, output) for split in _SPLITS]
+        there = [path for path in ours if path.is_file()]
+        # Of a folder without these, what else it has tells whose it is.
+        for path in there or sorted(ours[0].parent.glob("*.json")):
+            if not _made_here(path):
+                raise UserError(
+                    f"{path.parent.parent} is there and holds another set; move it, or give another --output."
+                )
+
+
+def _made_here(json_file: Path) -> bool:
+    try:
+        info = read_coco(json_file).get("info", {})
+        # datasets/prepare_cncb.py has the same words, and always notes the source.
+        return info["description"].startswith(_ABOUT) and not info.get("source")
+    except (UserError, KeyError, TypeError, AttributeError):
+        return False
 
 
 def _check_phantoms(output: Path) -> None:

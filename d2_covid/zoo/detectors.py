@@ -1,17 +1,15 @@
 """The lesion models that the zoo's classifiers build on, and the configs that they fit."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from ..config import config_dir, get_config
 from ..data.files import sha256_of
 from ..engine.carried_config import silent_differences
 from ..engine.checkpoint import read_checkpoint
 from ..errors import UserError
-from .data import SET
 from .grids import MODELS, Row, classifier_rows, final_weights
-from .pack import best_record
+from .pack import best_record, judged_on_ct
 from .records import FINISHED, read_records
 
 _CONFIGS = ("classification/tuned", "classification")
@@ -80,14 +78,9 @@ def _given(given: Sequence[str]) -> list[tuple[str, str, str]]:
     return found
 
 
-def _on_ct(record: Mapping[str, Any]) -> bool:
-    judged_on = [dataset["name"] for dataset in record.get("data", {}).get("test", [])]
-    return record["kind"] == "lesion" and record["status"] == FINISHED and judged_on == [f"{SET}_merge_val"]
-
-
 def _best(folder: Path) -> list[tuple[str, str, str]]:
-    # Of those that were judged on CT: how well a model finds lesions in phantoms says nothing about CT.
-    records = [record for record in read_records([folder / "records"]) if _on_ct(record)]
+    lesions = [record for record in read_records([folder / "records"]) if record["kind"] == "lesion"]
+    records = [record for record in lesions if record["status"] == FINISHED and judged_on_ct(record)]
     found = []
     for model in MODELS:
         if any(record["model"] == model for record in records):

@@ -114,10 +114,14 @@ def _quoted(argument: str) -> str:
     return f'"{argument}"' if "'" in argument and not set('"$`\\') & set(argument) else shlex.quote(argument)
 
 
-def phantom_row(model: str) -> Row:
-    """The training on phantoms that the other rows of this model may start from: the quick config's, in bfloat16."""
+def phantom_row(model: str, recipe: str = "phantom") -> Row:
+    """The training on phantoms that the other rows of this model may start from: the quick config's, in bfloat16.
+
+    Args:
+        recipe: its name, where it was made with overrides (:func:`changed`), which are not in the row.
+    """
     config = f"configs/quick/mask_rcnn_{MODELS[model]}_phantom.yaml"
-    return Row("phantom", model, "scratch", PHANTOM_SEED, "lesion", config, _BFLOAT16, data=())
+    return Row(recipe, model, "scratch", PHANTOM_SEED, "lesion", config, _BFLOAT16, data=())
 
 
 def _lesion_rows(recipe: str, configs: str, starts: Sequence[str], opts: Sequence[str]) -> list[Row]:
@@ -204,7 +208,8 @@ def changed(rows: Sequence[Row], opts: Sequence[str] = (), label: str | None = N
     Args:
         opts: ``KEY VALUE ...``, after the recipe's own.
         label: name of the recipe that this makes.
-        phantoms: name of the recipe, made likewise of the grid ``phantom``, whose models the rows start from.
+        phantoms: name of the recipe, made likewise of the grid ``phantom``, whose models those rows start from that
+            would start from the grid's own; rows from another start stay as they are.
 
     Raises:
         UserError: overrides without a name of their own would stand in the table as the recipe that they depart from;
@@ -218,8 +223,8 @@ def changed(rows: Sequence[Row], opts: Sequence[str] = (), label: str | None = N
     made = []
     for row in rows:
         needs, weights = row.needs, row.weights
-        if phantoms and needs:
-            needs = replace(phantom_row(row.model), recipe=phantoms).name
+        if phantoms and needs == phantom_row(row.model).name:
+            needs = phantom_row(row.model, phantoms).name
             weights = final_weights(needs)
         recipe = label or row.recipe
         made.append(replace(row, recipe=recipe, opts=(*row.opts, *opts), needs=needs, weights=weights))

@@ -8,21 +8,30 @@ from ..data.files import sha256_of
 from ..engine.checkpoint import read_checkpoint, write_checkpoint
 from ..engine.half import half_state
 from ..errors import UserError
+from .data import SET
 from .records import FINISHED
+
+_CT = {"lesion": f"{SET}_merge_val", "classifier": "covid_ct_val"}
+
+
+def judged_on_ct(record: Mapping[str, Any]) -> bool:
+    """Whether a record's figures are of the zoo's CT: how well a model does on phantoms says nothing about CT."""
+    judged_on = [dataset["name"] for dataset in record.get("data", {}).get("test", [])]
+    return judged_on == [_CT.get(record["kind"])]
 
 
 def best_record(
     records: Sequence[Mapping[str, Any]], metric: str, *, model: str | None = None, recipe: str | None = None
 ) -> Mapping[str, Any]:
-    """The finished record with the highest ``metric``; of two alike, the first by name.
+    """The finished record with the highest ``metric`` on CT; of two alike, the first by name.
 
     Args:
-        model, recipe: of these alone.
+        model, recipe: of these alone; of a recipe that has none on CT, as ``phantom``, the highest on its own data.
 
     Raises:
-        UserError: no finished record has the metric.
+        UserError: no such record has the metric.
     """
-    found = [
+    known = [
         record
         for record in sorted(records, key=lambda record: record["name"])
         if record["status"] == FINISHED
@@ -30,9 +39,11 @@ def best_record(
         and model in (None, record["model"])
         and recipe in (None, record["recipe"])
     ]
+    found = [record for record in known if judged_on_ct(record)] or (known if recipe else [])
     if not found:
         of = "".join(f" of {what}" for what in (model, recipe) if what)
-        raise UserError(f"No finished record{of} has a figure {metric}.")
+        where = " on CT; name a recipe for one on other data" if known else ""
+        raise UserError(f"No finished record{of} has a figure {metric}{where}.")
     return max(found, key=lambda record: record["metrics"][metric]["value"])
 
 

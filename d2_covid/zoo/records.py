@@ -85,18 +85,21 @@ def run_facts(run: Path, facts_of_sets: Mapping[str, Any]) -> dict[str, Any]:
 def step_seconds(metrics: Path) -> tuple[int, float]:
     """Iterations that a ``metrics.json`` tells of, and the seconds they took without evaluation and checkpoints.
 
-    Each line has the median time of the last 20 iterations; it stands for all since the line before.
+    Each line that has a time, has the median of the last 20 iterations; it stands for all since the one before.
+    However often a run was interrupted, an iteration counts once.
     """
     if not metrics.is_file():
         return 0, 0.0
-    done, seconds = 0, 0.0
+    done, timed, seconds = 0, 0, 0.0
     for text in metrics.read_text(encoding="utf-8").splitlines():
         try:
             line = json.loads(text)
         except ValueError:
             continue  # cut short by the end of the run
-        seconds += max(0, line["iteration"] + 1 - done) * line.get("time", 0.0)
         done = max(done, line["iteration"] + 1)
+        if "time" in line:
+            seconds += (done - timed) * line["time"]
+            timed = done
     return done, seconds
 
 

@@ -1,12 +1,12 @@
 """Runs the trainings of a grid beside each other, each in a process of its own, and keeps a record of each.
 
-Started again, it passes over what has finished, goes on with what was interrupted, and does the rest.
+Started again, it passes over what has finished, goes on with what was interrupted, and does the rest. What was trained
+with other settings, or on other data, is set aside and trained anew.
 """
 
 import hashlib
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from ..data.files import sha256_of
+from ..engine.aside import set_aside
 from ..engine.children import stop
 from ..engine.folder_lock import is_held
 from ..engine.run_record import now
 from ..errors import UserError
 from .data import read_facts
-from .grids import Row, run_folder
+from .grids import Row, record_file, run_folder
 from .records import FAILED, FINISHED, NOT_FINISHED, read_record, row_facts, run_facts, write_record
 
 RUNNING = "running"
@@ -75,7 +76,7 @@ class _Job:
 
 class Runner:
     """Runs rows below one folder, which then holds ``runs/<row>`` (the training), ``logs/<row>.log`` (what it said) and
-    ``records/<row>.json``.
+    ``records/<row>.json``; what was set aside, with its log and its record, lies in ``runs/<row>.before_<number>``.
 
     Args:
         folder: of the zoo.
@@ -164,27 +165,27 @@ class Runner:
 
     def _start(self, row: Row) -> _Job | None:
         """Start a row, or go on with it; None if it has finished before."""
-        key = self._key(row)
-        run, before = self.folder / run_folder(row.name), read_record(self.folder, row.name)
-        same = before is not None and before.get("key") == key
+        start = sha256_of(self._weights(row)) if row.weights else None
+        facts, key = {**row_facts(row), "start_sha256": start}, self._key(row, start)
+        before = read_record(self.folder, row.name)
+        same = before is not None and (before.get("key") == key or self._tells_of(before, facts))
         if same and before["status"] == FINISHED:
             return None
+        log = self.folder / "logs" / f"{row.name}.log"
         if not same:
-            shutil.rmtree(run, ignore_errors=True)
+            self._set_aside(row, log)
         sessions = list(before.get("sessions", [])) if same else []
         if same and before["status"] == RUNNING:
             sessions.append({"ended": None, "seconds": None, "status": f"{NOT_FINISHED}: nobody saw its end"})
         record = {
-            **row_facts(row),
+            **facts,
             "key": key,
             "status": RUNNING,
-            "start_sha256": sha256_of(self._weights(row)) if row.weights else None,
             "jobs": self.machine.jobs,
             "threads": self.machine.threads,
             "sessions": sessions,
         }
         write_record(self.folder, record)
-        log = self.folder / "logs" / f"{row.name}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         environment = {
             **os.environ,
@@ -192,7 +193,7 @@ class Runner:
             "OMP_NUM_THREADS": str(self.machine.threads),
             "PYTHONWARNINGS": "ignore",
         }
-        with open(log, "ab" if same else "wb") as file:
+        with open(log, "ab") as file:
             process = subprocess.Popen(
                 list(self._command(row)), stdout=file, stderr=file, env=environment, start_new_session=True
             )
@@ -214,11 +215,33 @@ class Runner:
         write_record(self.folder, record)
         return record["status"]
 
-    def _key(self, row: Row) -> str:
-        weights = sha256_of(self._weights(row)) if row.weights else None
+    def _set_aside(self, row: Row, log: Path) -> None:
+        run = self.folder / run_folder(row.name)
+        for file in (self.folder / record_file(row.name), log):
+            if file.is_file():
+                run.mkdir(parents=True, exist_ok=True)
+                file.rename(run / file.name)
+        aside = set_aside(run)
+        if aside is not None:
+            self._say(f"{row.name}: settings, start or data changed; what was trained before is kept in {aside}")
+
+    def _key(self, row: Row, start: str | None) -> str:
         sets = [self._facts.get(name, {}).get("sha256") for name in sorted(self._facts)]
-        plain = [row_facts(row), weights, sets]
+        plain = [row_facts(row), start, sets]
         return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+
+    def _tells_of(self, record: Mapping[str, Any], facts: Mapping[str, Any]) -> bool:
+        """Whether a record is of a row with these facts, and the sets that it read are as they were.
+
+        The key changes with each set, also with those that a row never reads.
+        """
+        read = [dataset for split in record.get("data", {}).values() for dataset in split]
+        same = all(record.get(name) == value for name, value in facts.items())
+        return bool(read) and same and all(self._is_as_read(dataset) for dataset in read)
+
+    def _is_as_read(self, dataset: Mapping[str, Any]) -> bool:
+        hashes = dataset.get("sha256"), self._facts.get(dataset["name"], {}).get("sha256")
+        return None in hashes or hashes[0] == hashes[1]  # earlier versions noted no hash of COVID-CT
 
     def _tell(self, done: int, total: int, name: str, end: str) -> None:
         record = read_record(self.folder, name) or {}

@@ -1,5 +1,8 @@
 """What the pages of the zoo say in words; figures come from records."""
 
+WILSON = "Wilson for proportions, else "
+"""What goes before "bootstrap over slices" where intervals are of classes of slices whose patients are unknown."""
+
 RECIPES = {
     "tuned": "`configs/Base-LesionMaskRCNN-tuned.yaml` as it stands: 9 passes at 384 pixels, made for half an hour on "
     "one CPU core",
@@ -62,7 +65,7 @@ OTHER_START = """\
 
 COMMANDS_HEAD = """\
 The commands of the rows, for the first seed. The data is made by `python tools/model_zoo.py data --source DIR`;
-`python tools/model_zoo.py run --grid NAME` runs all rows of a recipe, several at a time.
+`python tools/model_zoo.py run --grid NAME` runs all rows of a recipe, with `--jobs N` several at a time.
 """
 
 CLASSIFIER_HEAD = """\

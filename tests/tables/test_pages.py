@@ -67,7 +67,7 @@ def test_training_time_of_an_interrupted_run(tmp_path):
     assert training_minutes(path) is None
     path.write_text('{"iteration": 1}\n')
     assert training_minutes(path) is None
-    path.write_text('{"iteration": 9, "time": 3.0}\n{"iteration": 12}\n{"iteration": 19, "time": 6.0}\n')
+    path.write_text('{"iteration": 9, "time": 3.0}\n{"iteration": 12}\n{"iteration": 19, "time": 6.0}\n{"itera')
     assert training_minutes(path) == pytest.approx((10 * 3.0 + 10 * 6.0) / 60)
 
 
@@ -109,6 +109,32 @@ def test_a_page_of_finished_failed_and_waiting_runs(tmp_path):
     }  # fmt: skip
     assert record["means"]["ResNet18+FPN"]["paper_ap"] == {"mean": 21.0, "deviation": math.sqrt(2), "seeds": 2}
     assert len(record["paper"]["rows"]) == 8 and record["settings"]["recipe"] == "paper"
+
+
+@pytest.mark.parametrize(
+    "patients, unit, words",
+    [
+        (None, "slice", "95 % interval, Wilson for proportions, else bootstrap over slices, 100 resamples"),
+        (3, "patient", "95 % interval, bootstrap over patients, 100 resamples"),
+    ],
+)
+def test_a_page_says_how_intervals_of_classes_were_made(tmp_path, patients, unit, words):
+    plan = make(tmp_path, "R18", tables=(2, 3))
+    _, run = plan.runs
+    names = (column.metric for column in COLUMNS[CLASSIFICATION])
+    results = {
+        "measures": {name: {"value": 0.5, "interval": {"low": 0.4, "high": 0.6}} for name in names},
+        "slices": 3,
+        "patients": patients,
+        "classes": ["control"],
+        "slices_by_class": [3],
+        "confusion": {"counts": [[3]]},
+        "intervals": {"resamples": 100, "unit": unit, "note": ""},
+    }
+    for path in (run.final, run.results):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(results))
+    assert words in markdown(plan, CLASSIFICATION, [outcome_of(run, {})], "python ...")
 
 
 def test_a_table_before_anything_has_run(tmp_path):

@@ -10,7 +10,7 @@ from d2_covid.tables import run as tables_run
 from d2_covid.tables.models import MODELS
 from d2_covid.tables.options import Options
 from d2_covid.tables.plan import make_plan
-from d2_covid.tables.run import carry_out, run_logged, set_aside, waiting_runs
+from d2_covid.tables.run import carry_out, run_logged, waiting_runs
 from d2_covid.tables.sources import ClassSet, LesionSet
 
 import pytest
@@ -161,16 +161,6 @@ def test_other_settings_are_refused(tmp_path):
         do(same, Scripts(same))
     with pytest.raises(UserError, match="have epochs None, and now it is 3; give another --output"):
         do(plan_for(tmp_path, "R18", epochs=3), None)
-
-
-def test_nothing_is_thrown_away(tmp_path):
-    folder = tmp_path / "seed_0"
-    assert set_aside(folder) is None
-    for number in (1, 2):
-        folder.mkdir()
-        (folder / "model.pth").write_text(str(number))
-        assert set_aside(folder) == tmp_path / f"seed_0.before_{number}"
-    assert (tmp_path / "seed_0.before_1" / "model.pth").read_text() == "1" and not folder.exists()
 
 
 def test_scripts_are_logged_and_the_last_line_is_the_reason(tmp_path, capfd):

@@ -4,8 +4,11 @@ import importlib.util
 import json
 import shutil
 
+from d2_covid.data.cncb import prepare_lesions
 from d2_covid.data.coco_json import load_lesion_json
 from d2_covid.data.files import sha256_of
+from d2_covid.data.pairing import pair_cncb
+from d2_covid.data.splits import split_by_patients
 from d2_covid.engine.checkpoint import read_checkpoint
 from d2_covid.errors import UserError
 from d2_covid.zoo import data as zoo_data
@@ -140,6 +143,25 @@ def test_folders_that_it_has_not_made_are_not_replaced(source, tmp_path):
     with pytest.raises(UserError, match="phantom is there and holds other phantoms"):
         zoo_data.prepare_data(source, tmp_path, phantoms=SMALL)
     assert own.read_text() == phantom.read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["radiopaedia", "coronacases", "zoo"])
+@pytest.mark.parametrize("mask_type", ["merge", "ggo"])
+def test_sets_that_it_has_not_made_are_not_replaced(source, tmp_path, name, mask_type):
+    pairing = pair_cncb(source / "radiopaedia")
+    splits = split_by_patients(pairing.pairs, ("3",))
+    words = {"description": f"Lesions in chest CT: {name}", "source": "ct"}  # as datasets/prepare_cncb.py has it
+    prepare_lesions(pairing, splits, tmp_path / name, mask_types=[mask_type], progress=False, **words)
+    before = files_below(tmp_path)
+    with pytest.raises(UserError, match=f"{name} is there and holds another set; move it, or give another --output"):
+        zoo_data.prepare_data(source, tmp_path, phantoms=SMALL)
+    assert files_below(tmp_path) == before
+
+
+def test_the_figures_of_covid_ct_count_as_data(zoo, source):
+    facts = json.loads((zoo / "data" / "zoo.json").read_text())["datasets"]
+    hashes = {facts[f"covid_ct_{split}"]["sha256"] for split in ("train", "val")}
+    assert hashes == {sha256_of(source / "covid_ct" / "split.csv")}
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"phantoms": null}'])
@@ -283,11 +305,19 @@ def test_the_table_is_written_from_the_records(tool, trained, tmp_path, capsys):
         (["--grid", "tuned", "paper", "--label", "x"], "--label names one recipe"),
         (["--grid", "tuned", "--jobs", "0"], "--jobs is 0"),
         (["--grid", "tuned", "--opts", "SOLVER.BASE_LR", "1"], "--label"),
+        (["--grid", "tuned_512", "--list", "--label", "x", "--phantoms", "y"], "y: none of these rows starts"),
+        (["--list", "--grid", "tuned", "--only", "*scratch*", "--label", "x", "--phantoms", "y"], "y: none of these"),
     ],
 )
 def test_what_can_not_be_run_is_said(tool, zoo, arguments, words):
     with pytest.raises(UserError, match=words.replace("*", r"\*")):
         tool.main(["run", *arguments, "--output", str(zoo)])
+
+
+def test_a_folder_of_cards_that_is_not_there_is_refused(tool, tmp_path):
+    with pytest.raises(UserError, match="--models .*typo: there is no such folder"):
+        tool.main(["card", "--models", str(tmp_path / "typo"), "-o", str(tmp_path / "card.md")])
+    assert not (tmp_path / "card.md").exists()
 
 
 @pytest.mark.parametrize(

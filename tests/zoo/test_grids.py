@@ -115,6 +115,15 @@ def test_another_recipe_needs_a_name():
     assert changed(rows) == rows
 
 
+def test_another_phantom_model_replaces_no_other_start():
+    rows = lesion_grid("tuned_512")
+    made = changed(rows, (), "mine", "longer")
+    assert [(row.needs, row.weights) for row in made] == [(row.needs, row.weights) for row in rows]
+    scratch, phantoms = (next(row for row in lesion_grid("tuned") if row.start == s) for s in ("scratch", "phantoms"))
+    found = changed([scratch, phantoms], (), "mine", "longer")
+    assert [row.needs for row in found] == [None, "longer-R18-T1-scratch-s17"]
+
+
 def test_weights_from_elsewhere_stand_in_the_command_by_name_alone(tmp_path):
     row = classifier_rows("classifier", "R18-T1", "mine", str(tmp_path / "mine.pth"))[0]
     assert str(tmp_path) not in row.command() and "MODEL.WEIGHTS output/zoo/mine.pth" in row.command()

@@ -17,6 +17,12 @@ def test_seconds_of_the_steps_alone(tmp_path):
     assert step_seconds(tmp_path / "none.json") == (0, 0.0)
 
 
+def test_a_line_without_a_time_leaves_its_iterations_to_the_next(tmp_path):
+    lines = [{"iteration": 9, "segm/AP50": 3.0}, {"iteration": 19, "time": 0.5}, {"iteration": 21, "segm/AP50": 4.0}]
+    (tmp_path / "metrics.json").write_text("\n".join(map(json.dumps, lines)))
+    assert step_seconds(tmp_path / "metrics.json") == (22, 20 * 0.5)
+
+
 def test_figures_of_lesions_and_of_classes_have_one_form():
     lesions = {
         "metrics": {

@@ -109,26 +109,62 @@ def test_what_has_finished_is_passed_over_until_its_recipe_changes(kitchen):
     assert len(kitchen.starts(one)) == 1
     other = replace(one, opts=("SOLVER.BASE_LR", "0.1"))
     kitchen.run(other)
-    assert len(kitchen.starts(other)) == 1 and "done before" not in kitchen.said[-1]  # its folder was emptied
+    assert len(kitchen.starts(other)) == 1 and "done before" not in kitchen.said[-1]
     assert read_record(kitchen.folder, other.name)["opts"] == ["SOLVER.BASE_LR", "0.1"]
+
+
+def test_what_is_trained_anew_is_kept_with_its_record(kitchen):
+    one, log = row("a"), kitchen.folder / "logs" / "a-R18-T1-scratch-s1.log"
+    kitchen.run(one)
+    before = read_record(kitchen.folder, one.name)
+    log.write_text("it went well\n")
+    kitchen.run(replace(one, opts=("SOLVER.BASE_LR", "0.1")))
+    aside = kitchen.place(one).with_name(f"{one.name}.before_1")
+    assert (aside / "model_final.pth").is_file() and (aside / "starts").read_text().count("\n") == 1
+    assert json.loads((aside / f"{one.name}.json").read_text()) == before
+    assert (aside / log.name).read_text() == "it went well\n" and "it went well" not in log.read_text()
+    assert f"{one.name}: settings, start or data changed; what was trained before is kept in {aside}" in kitchen.said
 
 
 def test_a_row_that_another_command_is_training_is_left_to_it(kitchen):
     one = row("a")
     kitchen.run(one)
-    other = replace(one, opts=("SOLVER.BASE_LR", "0.1"))  # for which the folder would be emptied
+    other = replace(one, opts=("SOLVER.BASE_LR", "0.1"))  # for which the folder would be set aside
     with held(kitchen.place(one)):
         assert kitchen.run(other) == {one.name: "not started: another command is training it"}
     assert len(kitchen.starts(one)) == 1 and read_record(kitchen.folder, one.name)["opts"] == []
 
 
+def change(kitchen, **hashes):
+    known = FACTS["datasets"]
+    facts = {"datasets": known | {name: {**known.get(name, {}), "sha256": new} for name, new in hashes.items()}}
+    (kitchen.data / "zoo.json").write_text(json.dumps(facts))
+
+
 def test_data_that_changed_is_trained_on_anew(kitchen):
     one = row("a")
     kitchen.run(one)
-    facts = {"datasets": {**FACTS["datasets"], "a_train": {**FACTS["datasets"]["a_train"], "sha256": "cc"}}}
-    (kitchen.data / "zoo.json").write_text(json.dumps(facts))
+    change(kitchen, a_train="cc")
     kitchen.run(one)
     assert "done before" not in kitchen.said[-1]
+
+
+def test_data_that_a_row_does_not_read_may_change(kitchen):
+    one = row("a")
+    kitchen.run(one)
+    change(kitchen, phantom_merge_train="dd")
+    assert kitchen.run(one) == {one.name: "finished"} and "done before" in kitchen.said[-1]
+    assert len(kitchen.starts(one)) == 1
+    kitchen.run(replace(one, opts=("SOLVER.BASE_LR", "0.1")))
+    assert "done before" not in kitchen.said[-1]
+
+
+def test_a_set_whose_hash_was_not_known_counts_as_the_same(kitchen):
+    one = row("a")
+    change(kitchen, a_val=None)
+    kitchen.run(one)
+    change(kitchen, a_val="bb", phantom_merge_train="dd")
+    assert kitchen.run(one) == {one.name: "finished"} and "done before" in kitchen.said[-1]
 
 
 def test_at_the_time_limit_all_is_stopped_and_the_next_run_goes_on(kitchen):

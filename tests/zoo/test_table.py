@@ -88,6 +88,10 @@ def test_a_start_that_was_trained_again_is_told(record):
     assert title not in zoo_page([phantom, running])
 
 
+def test_how_many_run_at_a_time_is_said_as_it_is(record):
+    assert "runs all rows of a recipe, with `--jobs N` several at a time" in zoo_page([record()])
+
+
 def test_trainings_on_phantoms_stand_apart(record):
     config = "configs/quick/mask_rcnn_R_18_T1_FPN_phantom.yaml"
     phantom = record("phantom", seed=17, config=config, ap50=77.0)

@@ -20,6 +20,7 @@ from d2_covid import get_config
 from d2_covid.cli import run_command
 from d2_covid.data.datasets import ensure_registered
 from d2_covid.data.files import write_json
+from d2_covid.engine.cores import usable_cores
 from d2_covid.engine.folder_lock import is_held
 from d2_covid.engine.steps import Steps, run_script
 from d2_covid.errors import UserError
@@ -109,7 +110,7 @@ def quick_plan(output: Path) -> Plan:
 def make_phantoms(plan: Plan) -> None:
     script = CHECKOUT / "datasets" / "prepare_phantoms.py"
     # Processes of their own pay off where there is more to make than they take to start.
-    workers = min(2, os.cpu_count() or 1) if plan.phantom_seconds > 10 else 0
+    workers = min(2, usable_cores()) if plan.phantom_seconds > 10 else 0
     command = [script, "--output", plan.data / "phantom", "--overwrite", *plan.phantoms, "--workers", str(workers)]
     run_script(command, plan.output / "phantoms.log")
 

@@ -12,6 +12,7 @@ from ..data.files import sha256_of, write_json
 from ..errors import UserError
 from .carried_config import check_carried_classes, warn_of_silent_differences
 from .checkpoint import CheckpointFolder
+from .cores import limit_threads
 from .evaluation import evaluate, flat_numbers
 from .folder_lock import held
 from .inference_model import inference_dtype
@@ -36,6 +37,7 @@ def run_training(
         UserError: as the trainer's, or another training runs in ``OUTPUT_DIR``.
     """
     start_log(cfg.OUTPUT_DIR)
+    limit_threads()
     with held(cfg.OUTPUT_DIR) if comm.is_main_process() else nullcontext():
         log_device(cfg)
         return Trainer(cfg, resume=resume, progress=progress, command=command).train()
@@ -67,6 +69,7 @@ def run_evaluation(cfg: CfgNode, *, resume: bool = False, command: Sequence[str]
     task.check_datasets(cfg)
     inference_dtype(cfg)  # what is wrong with it is said before the weights are read
     start_log(cfg.OUTPUT_DIR)
+    limit_threads()
     log_device(cfg)
     started = now()
     model = build_for_device(cfg)

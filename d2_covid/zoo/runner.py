@@ -19,6 +19,7 @@ from typing import Any
 from ..data.files import sha256_of
 from ..engine.aside import set_aside
 from ..engine.children import stop
+from ..engine.cores import usable_cores
 from ..engine.folder_lock import is_held
 from ..engine.run_record import now
 from ..errors import UserError
@@ -48,7 +49,7 @@ class Machine:
     workers: int = 2
     device: str = ""
     time_limit: float | None = None
-    cores: int = field(default_factory=lambda: len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)
+    cores: int = field(default_factory=usable_cores)
 
     @property
     def threads(self) -> int:

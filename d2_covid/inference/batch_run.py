@@ -11,7 +11,7 @@ import torch
 from ..data.discovery import discover
 from ..data.files import write_json
 from ..data.limits import one_line
-from ..data.volumes import Problem, Series
+from ..data.volumes import Problem, Series, renamed
 from ..engine.run_record import device_name, now, versions
 from ..errors import UserError
 from .kept_tags import check_keywords, read_tags
@@ -19,7 +19,8 @@ from .output_folder import RECORD, SUMMARY, alone_in, refuse_foreign, refuse_nes
 from .outputs import DONE, choose_outputs, file_sizes, overlay_writer, whole_folder, write_outputs
 from .predictions_json import NOTICE, SCHEMA_VERSION, input_path, model_facts
 from .predictor import Predictor
-from .resume import config_sha256, refuse_other_source, result_key, source_of, whole_result
+from .result_folders import ResultFolders, sources_of
+from .resume import config_sha256, result_key, whole_result
 from .series_result import SeriesResult
 from .summary_table import SummaryRow, write_summary
 
@@ -93,6 +94,7 @@ class BatchRun:
             UserError: the output folder can't be written to, or another run writes into it.
         """
         with alone_in(self.output):
+            self._folders = ResultFolders(self.output)
             return self._run()
 
     def _run(self) -> int:
@@ -134,7 +136,6 @@ class BatchRun:
 
     def _series(self, series: Series) -> None:
         started = time.monotonic()
-        folder = self.output / series.identifier
         for warning in series.warnings:
             self.report(f"warning: {warning}")
         entry: dict[str, Any] = {
@@ -145,13 +146,16 @@ class BatchRun:
             "warnings": list(series.warnings),
         }
         try:
+            sources = sources_of(series)
+            series = renamed(series, self._folders.claim(series.identifier, sources))
+            entry["identifier"], folder = series.identifier, self.output / series.identifier
             key = result_key(self.predictor, series, self.save, self.options.assume_window, self.options.keep_tags)
             done = whole_result(folder, key) if self.options.resume else None
             if done is not None:
                 row = SummaryRow(**(done["row"] | {"status": "whole already"}))
                 self.progress.advance(1.0, series.identifier)
             else:
-                row = self._predict(series, folder, key, entry)
+                row = self._predict(series, sources, folder, key, entry)
         except Exception as error:
             if self.options.debug and not isinstance(error, UserError):
                 raise
@@ -166,9 +170,7 @@ class BatchRun:
         self.rows.append(row)
         self._entries.append(entry)
 
-    def _predict(self, series: Series, folder: Path, key: str, entry: dict[str, Any]) -> SummaryRow:
-        source = source_of(series)
-        refuse_other_source(folder, source)
+    def _predict(self, series: Series, sources: list[str], folder: Path, key: str, entry: dict[str, Any]) -> SummaryRow:
         tags = read_tags(series, self.options.keep_tags)
         share = 1.0 / series.num_slices
         with whole_folder(folder) as part:
@@ -191,7 +193,7 @@ class BatchRun:
                 "write": round(time.perf_counter() - started, 3),
             }
             row = summary_row(result)
-            write_json(part / DONE, {"key": key, "source": source, "row": vars(row), "files": file_sizes(part)})
+            write_json(part / DONE, {"key": key, "sources": sources, "row": vars(row), "files": file_sizes(part)})
         for warning in result.warnings[len(series.warnings) :]:
             self.report(f"warning: {warning}")
         for one in result.failed_slices:

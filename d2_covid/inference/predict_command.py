@@ -20,7 +20,7 @@ from .summary_table import printed_table
 _DESCRIPTION = """Find lesions, and with a classifier the class, in CT. INPUT is any mix of images (png, jpg, tif; 8 or
 16 bit), DICOM files, NIfTI, MetaImage and NRRD volumes, folders of any of these at any depth, and globs. Each series
 gets a folder in the output, named by its SeriesInstanceUID, file or folder; its report.html opens in a browser, without
-a network. A result of another input by that name is not replaced."""
+a network. Where another input's result has that name, a number is added."""
 _EPILOG = f"""exit status: 0 all done; 1 some failed, the others are done; 2 could not start, or nothing to
 predict on. Outputs carry no header text of the patient unless --keep-tags names it; names of files and folders, and
 UIDs, are kept. {NOTICE}"""

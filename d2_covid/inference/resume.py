@@ -1,4 +1,4 @@
-"""What the result of a series is of, and whether it is still that of its files, model and options."""
+"""Whether the result of a series is still that of its files, model and options."""
 
 import hashlib
 import json
@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any, Sequence
 
 from .. import __version__
-from ..data.limits import one_line
 from ..data.volumes import Series
-from ..errors import UserError
-from .kept_tags import read_tags
 from .outputs import DONE
-from .predictions_json import SCHEMA_VERSION, input_path
+from .predictions_json import SCHEMA_VERSION
 from .predictor import Predictor
 from .summary_table import SummaryRow
+
+EDITION = 2
+"""Raised when the same files, model and options come to other figures: earlier results are then no longer whole."""
 
 
 def result_key(
@@ -28,7 +28,10 @@ def result_key(
     for path in series.source_files:
         status = path.stat()
         files.append((str(path), status.st_size, status.st_mtime_ns))
-    versions, model = (__version__, SCHEMA_VERSION), (predictor.source.weights_sha256, config_sha256(predictor))
+    versions, model = (
+        (__version__, SCHEMA_VERSION, EDITION),
+        (predictor.source.weights_sha256, config_sha256(predictor)),
+    )
     parts = [versions, model, list(save), assume_window, list(keep_tags), files]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
@@ -52,33 +55,6 @@ def whole_result(folder: Path, key: str) -> dict[str, Any] | None:
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     return done if whole else None
-
-
-def source_of(series: Series) -> str:
-    """What a result is of, whatever the model: the SeriesInstanceUID of DICOM, which may lie elsewhere the next time;
-    without one, the resolved path of its folder; of a volume or an image by itself, the file; of loose images, the
-    folder.
-
-    Raises:
-        UserError: a header can't be read any more.
-    """
-    uid = read_tags(series, ("SeriesInstanceUID",)).get("SeriesInstanceUID")
-    path = series.source_files[0].parent if series.kind == "dicom" else Path(input_path(series))
-    return uid or str(path.resolve())
-
-
-def refuse_other_source(folder: Path, source: str) -> None:
-    """Refuse to replace the result of another source; one that doesn't say, from an earlier version, may be replaced.
-
-    Raises:
-        UserError: the message names both sources.
-    """
-    earlier = json_object(folder / DONE).get("source", source)
-    if earlier != source:
-        raise UserError(
-            f"{one_line(folder)} holds the result of {one_line(earlier)}, which that of {one_line(source)} would "
-            "replace; remove it, or give another output folder."
-        )
 
 
 def json_object(path: Path) -> dict[str, Any]:

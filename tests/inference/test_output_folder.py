@@ -6,7 +6,9 @@ from pathlib import Path
 
 from d2_covid.engine.folder_lock import held
 from d2_covid.errors import UserError
+from d2_covid.inference import resume as resume_module
 from d2_covid.inference.batch_run import BatchOptions, BatchRun
+from d2_covid.inference.result_folders import ResultFolders
 from d2_covid.inference.summary_table import printed_table
 
 import numpy as np
@@ -46,24 +48,66 @@ KINDS = {
 def test_a_result_of_another_input_of_that_name_stays(kind, run, scans, tmp_path):
     name, write = KINDS[kind]
     one, other = (write(scans, tmp_path / patient) for patient in "AB")
-    result = tmp_path / "out" / name
+    result, second = tmp_path / "out" / name, tmp_path / "out" / f"{name}-2"
     assert run(one)[0] == 0
     before = {path: path.stat().st_ino for path in result.iterdir()}
     for resume in (False, True):
-        status, lines = run(other, resume=resume)
-        (error,) = [line for line in lines if line.startswith("error: ")]
-        assert status == 1 and f"{result} holds the result of {one}" in error and str(other) in error
+        assert run(other, resume=resume)[0] == 0
         assert {path: path.stat().st_ino for path in result.iterdir()} == before
-    record = json.loads((tmp_path / "out" / "run.json").read_text())
-    assert record["series"][0]["status"] == "failed" and "folder" not in record["series"][0]
+        facts = json.loads((second / "predictions.json").read_text())["input"]
+        assert facts["identifier"] == second.name and str(other) in facts["path"]
+        (entry,) = json.loads((tmp_path / "out" / "run.json").read_text())["series"]
+        assert entry["identifier"] == second.name and entry["status"] == ("whole already" if resume else "done")
     assert run(one)[0] == 0 and {path: path.stat().st_ino for path in result.iterdir()} != before
 
 
-def test_one_result_that_stays_costs_the_others_nothing(run, scans, tmp_path):
-    run(scans.nifti(tmp_path / "A" / "ct.nii", scans.body(2)))
-    scans.nifti(tmp_path / "B" / "ct.nii", scans.body(2))
-    scans.nifti(tmp_path / "B" / "lung.nii", scans.body(2))
-    assert run(tmp_path / "B")[0] == 1 and (tmp_path / "out" / "lung" / "done.json").is_file()
+def test_a_patient_more_leaves_each_result_its_folder(run, scans, tmp_path):
+    """Discovery numbers series of one name in order: a new one would come between the others."""
+    paths = [scans.nifti(tmp_path / "in" / patient / "ct.nii", scans.body(2)) for patient in "BC"]
+    for number in (1, 2):
+        assert run(tmp_path / "in", resume=True)[0] == 0
+        record = json.loads((tmp_path / "out" / "run.json").read_text())
+        found = {Path(series["path"]).parent.name: series["identifier"] for series in record["series"]}
+        assert found == {"B": "ct", "C": "ct-2"} | ({"A": "ct-3"} if number == 2 else {})
+        states = [series["status"] for series in record["series"]]
+        assert states == (["done"] * 2 if number == 1 else ["done", "whole already", "whole already"])
+        paths.append(scans.nifti(tmp_path / "in" / "A" / "ct.nii", scans.body(2)))
+    paths[0].unlink()
+    assert run(tmp_path / "in")[0] == 0
+    for name, patient in {"ct": "B", "ct-2": "C", "ct-3": "A"}.items():
+        assert f"/{patient}/" in json.loads((tmp_path / "out" / name / "predictions.json").read_text())["input"]["path"]
+
+
+def test_images_of_one_folder_are_the_same_series_if_some_are(run, tmp_path):
+    folder = _images(tmp_path / "x", 4)
+    images = sorted(folder.iterdir())
+    for chosen, names in ((images[:2], ["x"]), (images[2:], ["x", "x-2"]), (images[:3], ["x", "x-2"])):
+        assert run(*chosen)[0] == 0
+        assert sorted(path.name for path in (tmp_path / "out").iterdir() if path.is_dir()) == names
+    counts = [len(json.loads((tmp_path / "out" / n / "predictions.json").read_text())["slices"]) for n in ("x", "x-2")]
+    assert counts == [3, 2]
+
+
+@pytest.mark.parametrize(
+    "earlier, identifier, name",
+    [
+        ({}, "ct", "ct"),
+        ({"ct": ["b"]}, "ct", "ct-2"),
+        ({"CT": ["b"]}, "ct", "ct-2"),  # of one name where case does not count
+        ({"ct": ["b"], "ct-2": ["c"]}, "ct-2", "ct-3"),
+        ({"scan-1": ["b"]}, "scan-1", "scan-1-2"),
+        ({"ct": ["b"], "ct-7": ["x", "a"]}, "ct", "ct-7"),
+        ({"ct": ["a"], "ct-2": ["a"]}, "ct-2", "ct-2"),  # a DICOM series in two parts
+        ({"ct": None}, "ct", "ct"),
+    ],
+)
+def test_the_name_of_a_results_folder(earlier, identifier, name, tmp_path):
+    for folder, sources in earlier.items():
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "done.json").write_text(json.dumps({} if sources is None else {"sources": sources}))
+    folders = ResultFolders(tmp_path)
+    assert folders.claim(identifier, ["a"]) == name
+    assert folders.claim(identifier, ["a"]) != name
 
 
 def test_the_same_input_by_another_path_is_the_same(run, scans, tmp_path, monkeypatch):
@@ -84,9 +128,19 @@ def test_a_result_that_does_not_say_of_what_is_replaced(run, scans, tmp_path):
     run(paths[0])
     done = tmp_path / "out" / "ct" / "done.json"
     facts = json.loads(done.read_text())
-    assert facts.pop("source") == str(paths[0])
+    assert facts.pop("sources") == [str(paths[0])]
     done.write_text(json.dumps(facts))
-    assert run(paths[1])[0] == 0 and json.loads(done.read_text())["source"] == str(paths[1])
+    assert run(paths[1])[0] == 0 and json.loads(done.read_text())["sources"] == [str(paths[1])]
+
+
+def test_what_an_earlier_version_figured_is_not_whole(run, scans, tmp_path, monkeypatch):
+    path = scans.nifti(tmp_path / "ct.nii", scans.body(2))
+    with monkeypatch.context() as earlier:
+        earlier.setattr(resume_module, "EDITION", resume_module.EDITION - 1)
+        run(path)
+    for status in ("done", "whole already"):
+        run(path, resume=True)
+        assert json.loads((tmp_path / "out" / "run.json").read_text())["series"][0]["status"] == status
 
 
 def test_series_of_one_name_are_told_apart_by_their_path(known, scans, tmp_path):

@@ -46,23 +46,58 @@ def stack_geometry(stack: Stack) -> Geometry:
 
 def _without_positions(stack: Stack) -> Geometry:
     """Geometry of files that do not say where they lie: taken as axial, by their location or, from head to feet, their
-    number."""
+    number.
+
+    Unlike positions, locations are rounded, or filled in carelessly: where some repeat, they are the order and no more.
+    """
     locations = [frame.slice_location for frame in stack.frames if frame.slice_location is not None]
     unplaced = "no usable positions in the header; taken as axial, sorted by"
     # Careless software gives all slices the same location.
-    if len(locations) == len(stack.frames) and max(locations) - min(locations) >= _SAME_PLACE_MM:
+    located = len(locations) == len(stack.frames) and max(locations) - min(locations) >= _SAME_PLACE_MM
+    if located:
+        _drop_repeated_files(stack)
+    if located and np.diff(sorted(frame.slice_location for frame in stack.frames)).min() >= _SAME_PLACE_MM:
         stack.warn(f"{unplaced} slice location.")
         places = _sort(stack, lambda frame: frame.slice_location)
         step = (places[-1] - places[0]) / (len(places) - 1)
     else:
-        # Scanners count from head to feet as a rule; the presentation goes from feet to head.
-        stack.frames.sort(key=lambda frame: (frame.order, natural_key(str(frame.path))), reverse=True)
+        if located:
+            _sort_by_location_and_number(stack)
+            by = "slice location and, where that repeats, by instance number"
+        else:
+            _sort_by_number(stack)
+            by = "instance number, taken to run from head to feet"
         stated = stack.frames[0].slice_step
         apart = f", and {stated:g} mm apart, the spacing or thickness in the header" if stated else ""
-        stack.warn(f"{unplaced} instance number, taken to run from head to feet{apart}.")
+        stack.warn(f"{unplaced} {by}{apart}.")
         step = _step(stack)
         places = step * np.arange(len(stack.frames))
     return _geometry(stack, np.eye(3)[0], np.eye(3)[1], step * np.eye(3)[2], np.zeros(3), places)
+
+
+def _drop_repeated_files(stack: Stack) -> None:
+    """Keep one of the files that are the same slice again: of one location and number."""
+    # A number that all have, or none (0), tells no slice from another.
+    numbered = len({frame.order[-1] for frame in stack.frames}) > 1
+    files: dict[tuple, list[DicomFrame]] = {}
+    for frame in stack.frames:
+        identity = None if numbered and frame.order[-1] else frame.sop_instance_uid or frame.path
+        files.setdefault((frame.slice_location, frame.order, frame.frame, identity), []).append(frame)
+    _keep_first(stack, list(files.values()))
+
+
+def _sort_by_location_and_number(stack: Stack) -> None:
+    locations = np.array([frame.slice_location for frame in stack.frames])
+    numbers = np.array([frame.order[-1] for frame in stack.frames])
+    # Within a location the numbers run as they do along the axis.
+    _sort_by_number(stack, falling=float((locations - locations.mean()) @ numbers) <= 0)
+    stack.frames.sort(key=lambda frame: frame.slice_location)
+    _check_acquisitions(stack, np.sort(locations))
+
+
+def _sort_by_number(stack: Stack, falling: bool = True) -> None:
+    # Scanners count from head to feet as a rule; the presentation goes from feet to head.
+    stack.frames.sort(key=lambda frame: (frame.order, natural_key(str(frame.path))), reverse=falling)
 
 
 def _with_positions(stack: Stack) -> Geometry:
@@ -112,13 +147,18 @@ def _sort_and_drop_repeated(stack: Stack, place_of: Callable[[DicomFrame], float
             places[-1].append(frame)
         else:
             places.append([frame])
-    repeated = len(stack.frames) - len(places)
+    _keep_first(stack, places)
+
+
+def _keep_first(stack: Stack, groups: list[list[DicomFrame]]) -> None:
+    """Keep the first frame of each group, which lie at one place, and warn where there are others."""
+    repeated = len(stack.frames) - len(groups)
     if repeated:
         stack.warn(
             f"{repeated} of {len(stack.frames)} slices lie where another one does (repeated files, or further time "
             "points); of those at one place the first by time, acquisition and instance number is read."
         )
-    stack.frames = [min(place, key=lambda f: (f.order, natural_key(str(f.path)), f.frame)) for place in places]
+    stack.frames = [min(group, key=lambda f: (f.order, natural_key(str(f.path)), f.frame)) for group in groups]
 
 
 def _check_acquisitions(stack: Stack, places: np.ndarray) -> None:

@@ -76,9 +76,9 @@ def turns_nearly_black(highest: float) -> bool:
 
 
 def dark_16_bit(path: str | Path) -> str | None:
-    """What to say of a 16-bit image file that :func:`read_slice` makes nearly black; None: it is no such file.
+    """What to say of a 16- or 32-bit image file that :func:`read_slice` makes nearly black; None: it is no such file.
 
-    The pixels are read only where the header says 16 bits.
+    The pixels are read only where the header says more than 8 bits.
     """
     with Image.open(path) as image:
         if not image.mode.startswith("I"):
@@ -87,7 +87,7 @@ def dark_16_bit(path: str | Path) -> str | None:
     if not turns_nearly_black(highest):
         return None
     return (
-        f"{path} has 16 bits a pixel and no value above {highest}; 16-bit slices are read as 0 to 65535, so "
+        f"{path} has more than 8 bits a pixel and no value above {highest}; such slices are read as 0 to 65535, so "
         "this one is nearly black. Save it as 8-bit after windowing, or scaled to the full range."
     )
 

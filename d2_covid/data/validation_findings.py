@@ -42,7 +42,7 @@ KINDS: dict[str, Kind] = {
     "nearly_black": Kind("warning", "nearly all black"),
     "nearly_white": Kind("warning", "nearly all white"),
     "low_contrast": Kind("warning", "few grays, unlike a CT window"),
-    "dark_16_bit": Kind("warning", "16-bit with 12-bit values: reads as nearly black"),
+    "dark_16_bit": Kind("warning", "12-bit values in 16 or 32 bits: reads as nearly black"),
     "coloured": Kind("warning", "colours in it"),
     "near_duplicate": Kind("warning", "near-duplicate images"),
     "no_lesion": Kind("info", "slices without lesions"),

@@ -325,11 +325,56 @@ def test_without_positions_the_step_is_that_of_the_locations(scans, tmp_path):
     np.testing.assert_array_equal(_voxels(series), scans.body(5))
 
 
-def test_uneven_and_repeated_locations_are_taken_as_positions_are(scans, tmp_path):
-    series = _unplaced(scans, tmp_path, [0.0, 2.0, 4.0, 8.0, 10.0, 10.0])
-    _warned(series, "1 of 6 slices lie where another one does")
+def test_uneven_locations_and_repeated_files_are_taken_as_positions_are(scans, tmp_path):
+    places = [0.0, 2.0, 4.0, 8.0, 10.0]
+    _unplaced(scans, tmp_path, places)
+    # The same file twice; and a slice again, under another name and UID.
+    scans.save(tmp_path / "again.dcm", (tmp_path / "4.dcm").read_bytes())
+    tags = {"SliceLocation": 8.0, "number": 2, "SOPInstanceUID": "1.2.3.4", "ImagePositionPatient": None}
+    scans.save(tmp_path / "renamed.dcm", scans.dicom(scans.body(5)[3], **tags))
+    series = _one(tmp_path)
+    _warned(series, "2 of 7 slices lie where another one does")
     _warned(series, "1 gap(s) of up to 4 mm", "about 1 slice(s) missing")
     assert series.slice_extents_mm.tolist() == [2, 2, 3, 3, 2]
+    np.testing.assert_array_equal(_voxels(series), scans.body(5))
+
+
+_ROUNDED = [float(round(0.7 * k)) for k in range(20)]
+
+
+@pytest.mark.parametrize("locations", [_ROUNDED, [0.0] * 19 + [5.0]], ids=["rounded", "filled in"])
+@pytest.mark.parametrize("rising", [False, True])
+def test_locations_that_repeat_lose_no_slice(scans, tmp_path, locations, rising):
+    volume = scans.body(20)
+    for k, location in enumerate(locations):
+        own = {"SliceLocation": location, "ImagePositionPatient": None, "SpacingBetweenSlices": 0.7}
+        scans.save(tmp_path / f"{k}.dcm", scans.dicom(volume[k], number=k + 1 if rising else 20 - k, **own))
+    series = _one(tmp_path)
+    np.testing.assert_array_equal(_voxels(series), volume)
+    assert series.spacing[0] == pytest.approx(0.7) and len(series.warnings) == 1
+    _warned(series, "slice location and, where that repeats, by instance number, and 0.7 mm apart, the spacing")
+
+
+@pytest.mark.parametrize("number", [7, None])
+def test_numbers_that_tell_nothing_make_no_slice_a_repeated_one(scans, tmp_path, number):
+    tags = {"InstanceNumber": number, "SpacingBetweenSlices": 0.7}
+    series = _unplaced(scans, tmp_path, _ROUNDED, **tags)
+    assert series.num_slices == 20
+    # The same file twice still is.
+    scans.save(tmp_path / "again.dcm", (tmp_path / "3.dcm").read_bytes())
+    series = _one(tmp_path)
+    assert series.num_slices == 20
+    _warned(series, "1 of 21 slices lie where another one does")
+
+
+def test_time_points_at_the_same_locations_are_said(scans, tmp_path):
+    for time in (1, 2):
+        for k in range(4):
+            tags = {"SliceLocation": float(k), "ImagePositionPatient": None, "TemporalPositionIdentifier": time}
+            scans.save(tmp_path / f"{time}_{k}.dcm", scans.dicom(scans.body(4)[k], (0, 0, time), number=k, **tags))
+    series = _one(tmp_path)
+    assert series.num_slices == 8
+    _warned(series, "2 acquisitions overlap along the axis")
 
 
 @pytest.mark.parametrize("location", [0.0, None])

@@ -150,8 +150,8 @@ def test_images_that_would_be_nearly_black_are_said(tmp_path):
         _save_16_bit(tmp_path / f"{number}.png", highest)
     (series,), problems = _split([tmp_path])
     (warning,) = series.warnings
-    assert not problems and "0.png has 16 bits a pixel and no value above 2000" in warning and "8-bit" in warning
-    assert "3 of the 4 images looked at" in warning
+    assert "0.png has more than 8 bits a pixel and no value above 2000" in warning and "8-bit" in warning
+    assert not problems and "3 of the 4 images looked at" in warning
     ((series,), _) = _split([_save_16_bit(tmp_path / "one" / "a.tif", 4095)])
     assert len(series.warnings) == 1 and "looked at" not in series.warnings[0]
 

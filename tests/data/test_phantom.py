@@ -8,6 +8,7 @@ from pathlib import Path
 
 from d2_covid.cli import run_command
 from d2_covid.data.coco_json import load_lesion_json
+from d2_covid.data.files import write_json
 from d2_covid.data.lesion_masks import MASK_TYPES, lesion_components, read_mask
 from d2_covid.data.phantom import folder as phantom_folder
 from d2_covid.data.phantom import phantom_patient, write_phantoms
@@ -352,16 +353,57 @@ def test_only_a_set_of_phantoms_and_nothing_else_is_replaced(tmp_path):
     (root / "scan.nii").touch()
     with pytest.raises(UserError, match=r"no set of phantoms: it holds scan\.nii; take another folder\.$"):
         write_small(root, **smallest, overwrite=True)
-    # As prepare_cncb.py may leave a folder of real slices and masks.
-    (root / "scan.nii").replace(tmp_path / "scan.nii")
-    (root / "classes.csv").replace(tmp_path / "classes.csv")
-    with pytest.raises(UserError, match=r"no set of phantoms: it has no classes\.csv; take another folder\.$"):
+    (root / "scan.nii").unlink()
+    # A hidden folder, such as that of a repository, holds more than a hidden file.
+    (root / ".git").mkdir()
+    with pytest.raises(UserError, match=r"it holds \.git; take another folder\.$"):
         write_small(root, **smallest, overwrite=True)
-    assert digests(root).keys() == first.keys() - {"classes.csv"}
-    (tmp_path / "classes.csv").replace(root / "classes.csv")
+    (root / ".git").rmdir()
     (root / "image" / "covid-001" / "000.jpg").write_bytes(b"another")
     write_small(root, **smallest, overwrite=True)
     assert digests(root) == first
+
+
+def test_what_file_managers_leave_is_no_part_of_a_set_and_stays(tmp_path):
+    root = tmp_path / "phantom"
+    smallest = dict(patients_per_class=1, slices_per_patient=1, size=64, val_fraction=0)
+    root.mkdir()
+    for name in (".DS_Store", "Thumbs.db", "desktop.ini"):
+        (root / name).write_text(name)
+    write_small(root, **smallest)
+    first = digests(root)
+    write_small(root, **smallest, overwrite=True)
+    assert digests(root) == first and (root / "Thumbs.db").read_text() == "Thumbs.db"
+
+
+def test_what_is_left_of_a_set_is_made_whole(tmp_path):
+    root = tmp_path / "phantom"
+    smallest = dict(patients_per_class=1, slices_per_patient=1, size=64, val_fraction=0)
+    write_small(root, **smallest)
+    first = digests(root)
+    for number, lost in enumerate(["classes.csv", "image", "annotations/both_train.json"]):
+        (root / lost).rename(tmp_path / f"{number}")
+    (root / "annotations" / "ggo_train.json").write_text("{")
+    with pytest.raises(UserError, match=r"holds a set of phantoms; .*--overwrite"):
+        write_small(root, **smallest)
+    write_small(root, **smallest, overwrite=True)
+    assert digests(root) == first
+
+
+@pytest.mark.parametrize("info", [{"source": "/data/cncb"}, {}, None, "absent"])
+def test_another_set_of_the_same_names_is_left_alone(tmp_path, info):
+    root = tmp_path / "phantom"
+    for name in ("image", "mask", "annotations"):
+        (root / name).mkdir(parents=True)
+    for name in ("splits.csv", "classes.csv"):
+        (root / name).write_text("mine")
+    if info != "absent":
+        content = {"info": info, "images": [{"id": 1}], "annotations": [], "categories": []}
+        write_json(root / "annotations" / "merge_train.json", content)
+    before = digests(root)
+    with pytest.raises(UserError, match=r"no set of phantoms: no json in its annotations/ says so; take another"):
+        write_small(root, overwrite=True)
+    assert digests(root) == before
 
 
 def test_nothing_is_left_of_a_set_that_failed(tmp_path, monkeypatch):

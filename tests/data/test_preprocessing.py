@@ -1,6 +1,6 @@
 """The one path from a slice to the network's input."""
 
-from d2_covid.data.preprocessing import network_input, read_slice, window_to_uint8
+from d2_covid.data.preprocessing import dark_16_bit, network_input, read_slice, window_to_uint8
 from d2_covid.errors import UserError
 
 import numpy as np
@@ -55,6 +55,14 @@ def test_16_bit_is_scaled_from_its_full_range(tmp_path):
     for name in ("slice.png", "slice.tif"):
         Image.fromarray(values).save(tmp_path / name)
         np.testing.assert_array_equal(read_slice(tmp_path / name), [[0, 0, 1, 128, 255, 255]])
+
+
+@pytest.mark.parametrize("bits", [16, 32])
+def test_dark_gray_is_said_to_have_more_than_8_bits(tmp_path, bits):
+    Image.fromarray(np.array([[0, 4095]], dtype=np.uint16 if bits == 16 else np.int32)).save(tmp_path / "slice.tif")
+    assert read_slice(tmp_path / "slice.tif").max() == 16
+    message = dark_16_bit(tmp_path / "slice.tif")
+    assert "slice.tif has more than 8 bits a pixel and no value above 4095" in message
 
 
 @pytest.mark.parametrize("values", [np.array([[-5, 7]], np.int32), np.array([[0.5, 7]], np.float32)])

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from ...errors import UserError
 from ..cncb import SplitSummary, prepare_lesions
+from ..coco_json import read_coco
 from ..files import atomic_write
 from ..lesion_masks import lesion_components
 from ..pairing import pair_cncb
@@ -27,7 +28,8 @@ _NAMES = ("control", "pneumonia", "covid")  # by image class, in the names of pa
 # Of a patient's largest lung, and lesion, area: what a slice of the class list shows of it at least.
 _LEAST_SHARE = 0.3
 _JPEG_QUALITY = 95
-_ENTRIES = {"image", "mask", "annotations", "splits.csv", "classes.csv"}  # what a set has at its top, no more, no less
+_ENTRIES = {"image", "mask", "annotations", "splits.csv", "classes.csv"}  # what a set has at its top, no more
+_SOURCE = "phantoms of seed"  # in the jsons, by which a set is known again
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,8 @@ def write_phantoms(
     Args:
         val_fraction: share of each class's patients for validation; 0 makes no validation split.
         workers: processes that make patients beside each other; 0 makes them in this one.
-        overwrite: replace the set that ``root`` holds; a folder with anything else in it is left alone.
+        overwrite: replace the set that ``root`` holds, or what is left of it; a folder with anything else in it is left
+            alone. Hidden files in ``root`` stay.
 
     Raises:
         UserError: an argument out of its range, a folder that isn't empty and not to be replaced, or one that can't be
@@ -104,7 +107,7 @@ def write_phantoms(
         pairing = pair_cncb(folder)
         prepared = prepare_lesions(
             pairing, split_by_csv(pairing.pairs, folder / "splits.csv"), folder,
-            description="Lesions in procedural phantom CT, no scan of a person", source=f"phantoms of seed {seed}",
+            description="Lesions in procedural phantom CT, no scan of a person", source=f"{_SOURCE} {seed}",
             progress=progress,
         )  # fmt: skip
     names = sorted(set(splits.values()))
@@ -192,14 +195,27 @@ def _write_csv(path: Path, header: tuple[str, ...], rows: list[tuple]) -> None:
 
 
 def _check_replaceable(root: Path, overwrite: bool) -> None:
-    """Refuse a folder that isn't empty, unless it holds a set of phantoms that is to be replaced."""
-    found = {path.name for path in root.iterdir()} if root.is_dir() else set()
-    foreign, missing = sorted(found - _ENTRIES), sorted(_ENTRIES - found)
-    if found and (foreign or missing):
-        why = f"it holds {foreign[0]}" if foreign else f"it has no {missing[0]}"
+    """Refuse a folder that isn't empty, unless it holds a set of phantoms, or what is left of one, to be replaced."""
+    found = {path.name for path in root.iterdir() if not _is_litter(path)} if root.is_dir() else set()
+    foreign = sorted(found - _ENTRIES)
+    if found and (foreign or not any(map(_tells_phantoms, root.glob("annotations/*.json")))):
+        why = f"it holds {foreign[0]}" if foreign else "no json in its annotations/ says so"
         raise UserError(f"{root} is not empty, and no set of phantoms: {why}; take another folder.")
     if found and not overwrite:
         raise UserError(f"{root} holds a set of phantoms; take another folder, or --overwrite to replace it.")
+
+
+def _is_litter(path: Path) -> bool:
+    """Whether a file is one that file managers leave, or hidden."""
+    return path.is_file() and (path.name.startswith(".") or path.name.lower() in ("thumbs.db", "desktop.ini"))
+
+
+def _tells_phantoms(json_file: Path) -> bool:
+    try:
+        info = read_coco(json_file).get("info")
+    except UserError:
+        return False
+    return isinstance(info, dict) and str(info.get("source")).startswith(_SOURCE)
 
 
 @contextmanager
@@ -215,6 +231,8 @@ def _whole_folder(root: Path, overwrite: bool) -> Iterator[Path]:
         folder.chmod(0o755)
         yield folder
         if root.is_dir():
+            for path in filter(_is_litter, root.iterdir()):
+                shutil.copy2(path, folder)  # not ours to delete
             old = Path(tempfile.mkdtemp(dir=root.parent, prefix=f".{root.name}.", suffix=".old"))
             root.rename(old / root.name)
             folder.rename(root)

@@ -24,9 +24,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from d2_covid.cli import parse_with_overrides, run_command
+from d2_covid.config import get_config
 from d2_covid.data.phantom import write_phantoms
 from d2_covid.engine.seeding import seed_number
 from d2_covid.engine.steps import about
+from d2_covid.engine.unused_keys import check_typed_keys
 from d2_covid.errors import UserError
 from d2_covid.tables.estimate import Cost, costs, paper_minutes, total_words
 from d2_covid.tables.jobs import Run
@@ -176,6 +178,9 @@ def make_tables(args: argparse.Namespace, arguments: Sequence[str]) -> int:
     if args.quick_check:
         args = quick_check(args)
     plan = plan_of(args)
+    # What each training would refuse, once the data is prepared; those of one config differ in their seeds alone.
+    for run in {run.config_file: run for run in plan.runs}.values():
+        check_typed_keys(get_config(run.config_file, run.overrides), run.overrides)
     check_settings(plan.options.output, plan.settings)
     if args.dry_run:
         print("\n".join(printed(plan, CHECKOUT)))

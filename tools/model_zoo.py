@@ -19,6 +19,7 @@ from pathlib import Path
 
 from d2_covid.cli import run_command
 from d2_covid.data.files import atomic_write, sha256_of
+from d2_covid.engine.unused_keys import check_typed_keys
 from d2_covid.errors import UserError
 from d2_covid.inference.shipped import shipped_models
 from d2_covid.zoo.card import card_page
@@ -128,6 +129,8 @@ def rows_of(args: argparse.Namespace) -> list[Row]:
 def run_grid(args: argparse.Namespace) -> int:
     """`run`."""
     rows = rows_of(args)
+    for row in rows:  # what each training would refuse, one after the other
+        check_typed_keys(row.cfg(), row.opts)
     if args.list:
         for row in rows:
             print(f"# {row.name}\n{row.command()}")

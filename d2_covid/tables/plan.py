@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import get_config
+from ..data.files import sha256_of
 from ..engine.checkpoint import FINAL
 from ..engine.weights import SCHEME
 from ..errors import UserError
@@ -69,8 +70,8 @@ def make_plan(options: Options, tables: Sequence[int], lesions: LesionSet | None
         settings[SEGMENTATION] = {
             "recipe": options.recipe,
             "epochs": options.epochs,
-            "init": _whole(options.init),
-            "overrides": options.deciding_overrides,
+            "init": _spellings(options.init),
+            "overrides": options.noted_overrides(SEGMENTATION),
             "split": " ".join(lesions.split),
             "lesion set": lesions.fingerprint,
         }
@@ -91,8 +92,8 @@ def make_plan(options: Options, tables: Sequence[int], lesions: LesionSet | None
         settings[CLASSIFICATION] = {
             "recipe": options.recipe,
             "classifier epochs": options.classifier_epochs,
-            "overrides": options.deciding_overrides,
-            "weights": _whole(options.weights_dir or ""),
+            "overrides": options.noted_overrides(CLASSIFICATION),
+            "weights": _spellings(options.weights_dir or ""),
             "subset": classes.subset,
             "lists": classes.fingerprint,
         }
@@ -113,10 +114,14 @@ def _quoted(word: str) -> str:
     return f'"{word}"' if "'" in word and not set(word) & set('"$`\\!') else shlex.quote(word)
 
 
-def _whole(start: str | Path) -> str:
-    """A file or folder by its whole path: typed another way, or from another folder, it is the same."""
-    named = str(start) in ("", IMAGENET) or "://" in str(start)
-    return str(start) if named else str(Path(start).resolve())
+def _spellings(start: str | Path) -> str | list[str]:
+    """A named start as it is; a file or folder as typed, by its whole path and, a file, by its content: typed another
+    way, from another folder or where the project has moved to, it is the same. (Should two folders be typed alike, each
+    run still knows its start by content.)"""
+    if str(start) in ("", IMAGENET) or "://" in str(start):
+        return str(start)
+    content = [f"sha256 {sha256_of(start)}"] if Path(start).is_file() else []
+    return list(dict.fromkeys([str(start), str(Path(start).resolve()), *content]))
 
 
 def _prepare_lesions(options: Options, lesions: LesionSet) -> Preparation:
@@ -154,6 +159,7 @@ def _segmentation_run(options: Options, lesions: LesionSet, model: TableModel, s
         f"{LESION_SET}_{model.segmentation.mask_type}_val",
         lesions.slices["train"],
         lesions.slices["val"],
+        noted_idle=options.noted_idle(SEGMENTATION),
     )
 
 
@@ -172,6 +178,7 @@ def _classification_run(options: Options, classes: ClassSet, model: TableModel, 
         classes.training_slices,
         classes.test_slices,
         detector,
+        options.noted_idle(CLASSIFICATION),
     )
 
 

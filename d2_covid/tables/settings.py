@@ -17,18 +17,19 @@ def check_settings(output: Path, settings: Mapping[str, Mapping[str, Any]]) -> N
     """Refuse an output folder whose runs were made with other settings: a table has one recipe and one set of data.
 
     Args:
-        settings: by kind of run, then by name.
+        settings: by kind of run, then by name. A list is one value in several spellings, the typed one first; two
+            values with a spelling in common are the same.
 
     Raises:
-        UserError: names the first setting that differs, and both values.
+        UserError: names the first setting that differs, and both values as typed.
     """
     known = _read(output)
     for kind, own in settings.items():
         for name, value in own.items():
-            before = known.get(kind, {}).get(name, value)
-            if before != value:
+            before, now = _spellings(known.get(kind, {}).get(name, value)), _spellings(value)
+            if not any(spelling in now for spelling in before):
                 raise UserError(
-                    f"The {kind} runs in {output} have {name} {before!r}, and now it is {value!r}; give another "
+                    f"The {kind} runs in {output} have {name} {before[0]!r}, and now it is {now[0]!r}; give another "
                     "--output, or the same settings."
                 )
 
@@ -49,6 +50,15 @@ def note_settings(
 def known_departures(output: Path, kind: str) -> list[str] | None:
     """In what the runs of a kind in an output folder are not the paper's, as sentences; None where nobody knows."""
     return _read(output).get(_DEPARTURES, {}).get(kind)
+
+
+def known_overrides(output: Path, kind: str) -> str:
+    """The config overrides that the runs of a kind in an output folder were begun with; "" where there is none."""
+    return _read(output).get(kind, {}).get("overrides", "")
+
+
+def _spellings(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 def _read(output: Path) -> dict[str, Any]:

@@ -10,6 +10,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
+from detectron2.config import CfgNode
+
+from ..config import config_dir, get_config
 from ..errors import UserError
 
 SEEDS = (1, 2, 3)
@@ -84,6 +87,10 @@ class Row:
         start = ("MODEL.WEIGHTS", weights) if weights else ()
         run = ("SEED", str(self.seed), "OUTPUT_DIR", str(PurePosixPath(folder) / run_folder(self.name)))
         return ["--config-file", self.config, *self.data, *start, *self.opts, *run]
+
+    def cfg(self) -> CfgNode:
+        """Its config, overrides merged in."""
+        return get_config(config_dir().parent / self.config, self.arguments()[2:])
 
     def command(self) -> str:
         """The command as a user types it in a checkout, with everything in :data:`FOLDER`."""

@@ -82,6 +82,18 @@ def run_facts(run: Path, facts_of_sets: Mapping[str, Any]) -> dict[str, Any]:
     return facts
 
 
+def sets_of(row: Row, facts_of_sets: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """The ``data`` of :func:`run_facts` of a row that is yet to run; ``slices`` is None where the facts lack it."""
+    names = row.cfg().DATASETS
+    return {
+        split: [
+            _dataset({"name": name, "slices": facts_of_sets.get(name, {}).get("slices")}, facts_of_sets)
+            for name in names[split.upper()]
+        ]
+        for split in ("train", "test")
+    }
+
+
 def step_seconds(metrics: Path) -> tuple[int, float]:
     """Iterations that a ``metrics.json`` tells of, and the seconds they took without evaluation and checkpoints.
 

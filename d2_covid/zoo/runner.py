@@ -25,7 +25,7 @@ from ..engine.run_record import now
 from ..errors import UserError
 from .data import read_facts
 from .grids import Row, record_file, run_folder
-from .records import FAILED, FINISHED, NOT_FINISHED, read_record, row_facts, run_facts, write_record
+from .records import FAILED, FINISHED, NOT_FINISHED, read_record, row_facts, run_facts, sets_of, write_record
 
 RUNNING = "running"
 _POLL = 0.2
@@ -178,9 +178,11 @@ class Runner:
         sessions = list(before.get("sessions", [])) if same else []
         if same and before["status"] == RUNNING:
             sessions.append({"ended": None, "seconds": None, "status": f"{NOT_FINISHED}: nobody saw its end"})
+        read = before.get("data") if same else None
         record = {
             **facts,
             "key": key,
+            "data": read or sets_of(row, self._facts),  # what tells, should this be killed, whether to go on
             "status": RUNNING,
             "jobs": self.machine.jobs,
             "threads": self.machine.threads,
@@ -236,9 +238,12 @@ class Runner:
 
         The key changes with each set, also with those that a row never reads.
         """
+        # Runners of earlier versions that were killed left records without data, and the key doesn't tell which set
+        # changed. They count as the same: a training that outlived its runner keeps its model, and one whose own slices
+        # changed refuses to go on with them.
         read = [dataset for split in record.get("data", {}).values() for dataset in split]
         same = all(record.get(name) == value for name, value in facts.items())
-        return bool(read) and same and all(self._is_as_read(dataset) for dataset in read)
+        return same and all(self._is_as_read(dataset) for dataset in read)
 
     def _is_as_read(self, dataset: Mapping[str, Any]) -> bool:
         hashes = dataset.get("sha256"), self._facts.get(dataset["name"], {}).get("sha256")

@@ -100,6 +100,14 @@ def test_what_is_missing_is_one_sentence(tool, phantoms, tmp_path, arguments, sa
     assert "\n" not in str(stop.value) and not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("more", [(), ("--dry-run",)])
+def test_a_key_that_every_training_would_refuse_is_refused_first(tool, quick, tmp_path, capsys, more):
+    command = ["--table", "2", "3", "--output", str(tmp_path / "out"), "--models", "R18-T2", *more, *quick]
+    with pytest.raises(UserError, match="TEST.EVAL_PERIOD 500 does nothing with SOLVER.EPOCHS 1: TEST.EVAL_EPOCHS"):
+        tool.main([*command, "TEST.EVAL_PERIOD", "500"])
+    assert not (tmp_path / "out").exists() and capsys.readouterr().out == ""
+
+
 def test_the_quick_check_makes_phantoms_in_both_layouts(tool, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(tool, "costs", lambda runs, on_gpu: {})  # what a run costs is asked above
     assert tool.main(["--quick-check", "--dry-run", "--output", str(tmp_path)]) == 0

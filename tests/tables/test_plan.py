@@ -5,10 +5,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from d2_covid.errors import UserError
-from d2_covid.tables.models import CLASSIFICATION, MODELS, SEGMENTATION, choose_models
+from d2_covid.tables.models import CLASSIFICATION, MODELS, RECIPES, SEGMENTATION, choose_models
 from d2_covid.tables.options import Options
 from d2_covid.tables.plan import earlier_runs, make_plan, printed
-from d2_covid.tables.settings import note_settings
+from d2_covid.tables.settings import check_settings, note_settings
 from d2_covid.tables.sources import ClassSet, LesionSet
 
 import pytest
@@ -68,19 +68,40 @@ def test_starting_weights_fit_the_depth(tmp_path):
 
 
 def test_where_weights_lie_is_the_same_however_it_is_typed(tmp_path, monkeypatch):
-    def kept(init, weights_dir):
-        plan = make_plan(options(tmp_path / "out", init=init, weights_dir=Path(weights_dir)), [2, 3], LESIONS, CLASSES)
-        return plan.settings[SEGMENTATION]["init"], plan.settings[CLASSIFICATION]["weights"]
+    def settings(init, weights_dir):
+        chosen = options(tmp_path / "out", init=str(init), weights_dir=Path(weights_dir))
+        return make_plan(chosen, [2, 3], LESIONS, CLASSES).settings
 
-    (tmp_path / "zoo").mkdir()
-    (tmp_path / "zoo" / "R18-T1.pth").touch()
-    monkeypatch.chdir(tmp_path)
-    typed = kept("zoo/R18-T1.pth", "zoo")
-    assert typed == kept(str(tmp_path / "zoo" / "R18-T1.pth"), tmp_path / "zoo") == kept("./zoo/R18-T1.pth", "zoo/.")
-    monkeypatch.chdir(tmp_path / "zoo")
-    assert kept("R18-T1.pth", ".") == typed
-    assert kept("zoo/R18-T1.pth", "../zoo") != typed
-    assert [kept(named, ".")[0] for named in ("", "imagenet", "https://x/y.pth")] == ["", "imagenet", "https://x/y.pth"]
+    def check(init, weights_dir):
+        check_settings(tmp_path / "out", settings(init, weights_dir))
+
+    zoo, other = tmp_path / "a" / "zoo", tmp_path / "b"
+    for folder, content in ((zoo, "x"), (other, "y")):
+        folder.mkdir(parents=True)
+        (folder / "R18-T1.pth").write_text(content)
+    monkeypatch.chdir(tmp_path / "a")
+    begun = settings("zoo/R18-T1.pth", "zoo")
+    note_settings(tmp_path / "out", begun, {})
+    check(zoo / "R18-T1.pth", zoo)
+    check("./zoo/R18-T1.pth", "zoo/.")
+    monkeypatch.chdir(zoo)
+    check("R18-T1.pth", ".")
+    with pytest.raises(UserError, match="have init 'zoo/R18-T1.pth', and now it is '../../b/R18-T1.pth'"):
+        check("../../b/R18-T1.pth", ".")
+    with pytest.raises(UserError, match="have weights 'zoo', and now it is '../../b'"):
+        check("R18-T1.pth", "../../b")
+    named = ("", "imagenet", "https://x/y.pth")
+    assert [settings(start, ".")[SEGMENTATION]["init"] for start in named] == [*named]
+
+    # The project moves; and an earlier version noted paths as typed, or whole.
+    (tmp_path / "a").rename(tmp_path / "moved")
+    monkeypatch.chdir(tmp_path / "moved")
+    check("zoo/R18-T1.pth", "zoo")
+    check(tmp_path / "moved" / "zoo" / "R18-T1.pth", "zoo")
+    for paths in (("zoo/R18-T1.pth", "zoo"), map(str, (tmp_path / "moved" / "zoo/R18-T1.pth", tmp_path / "moved/zoo"))):
+        for kind, name, path in zip((SEGMENTATION, CLASSIFICATION), ("init", "weights"), paths, strict=True):
+            note_settings(tmp_path / "out", {kind: begun[kind] | {name: path}}, {})
+        check("zoo/R18-T1.pth", "zoo")
 
 
 def test_classifiers_start_from_given_weights_or_from_table_2s(tmp_path):
@@ -179,6 +200,15 @@ def test_what_decides_a_run_is_what_its_config_says_and_no_path(tmp_path):
         path.write_text(content)
     one, same, other = (inputs("VERSION: 2\n", overrides=("MODEL.WEIGHTS", str(path))) for path in start)
     assert one == same != other
+
+
+def test_every_training_counts_epochs_so_keys_of_iterations_decide_nothing(tmp_path):
+    for recipe in RECIPES:
+        names = [model.name for model in choose_models(None, [SEGMENTATION, CLASSIFICATION], recipe)]
+        plan = make_plan(options(tmp_path, *names, recipe=recipe), [2, 3], LESIONS, CLASSES)
+        assert all(run.config().SOLVER.EPOCHS > 0 for run in plan.runs)
+    overrides = ("SOLVER.STEPS", "(6, 8)", "SOLVER.BASE_LR", "0.1", "TEST.EVAL_EPOCHS", "1.0")
+    assert options(tmp_path, overrides=overrides).deciding_overrides == "SOLVER.BASE_LR 0.1"
 
 
 def test_runs_of_an_earlier_command_keep_their_rows(tmp_path):

@@ -305,6 +305,8 @@ def test_the_table_is_written_from_the_records(tool, trained, tmp_path, capsys):
         (["--grid", "tuned", "paper", "--label", "x"], "--label names one recipe"),
         (["--grid", "tuned", "--jobs", "0"], "--jobs is 0"),
         (["--grid", "tuned", "--opts", "SOLVER.BASE_LR", "1"], "--label"),
+        (["--grid", "tuned", "--label", "x", "--opts", "TEST.EVAL_PERIOD", "5"], "TEST.EVAL_PERIOD 5 does nothing"),
+        (["--list", "--grid", "tuned", "--label", "x", "--opts", "SOLVER.MAX_ITER", "9"], "SOLVER.EPOCHS counts"),
         (["--grid", "tuned_512", "--list", "--label", "x", "--phantoms", "y"], "y: none of these rows starts"),
         (["--list", "--grid", "tuned", "--only", "*scratch*", "--label", "x", "--phantoms", "y"], "y: none of these"),
     ],

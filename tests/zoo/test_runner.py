@@ -47,8 +47,12 @@ FACTS = {
 }
 
 
+CONFIG = "configs/quick/mask_rcnn_R_18_T1_FPN_phantom.yaml"
+SETS = ("DATASETS.TRAIN", "('a_train',)", "DATASETS.TEST", "('a_val',)")
+
+
 def row(recipe, seed=1, **values):
-    return Row(recipe, "R18-T1", "scratch", seed, "lesion", "configs/x.yaml", data=(), **values)
+    return Row(recipe, "R18-T1", "scratch", seed, "lesion", CONFIG, data=SETS, **values)
 
 
 class Kitchen:
@@ -237,6 +241,47 @@ def test_an_end_that_nobody_saw_is_no_end(kitchen):
     record = read_record(kitchen.folder, one.name)
     assert len(kitchen.starts(one)) == 2 and record["seconds"] is None  # the first session's are not known
     assert "nobody saw its end" in record["sessions"][0]["status"]
+
+
+@pytest.fixture
+def killed(kitchen, monkeypatch):
+    """``killed(row)``: a runner that is killed beside a training of the row, which goes on to its end."""
+
+    def run(one):
+        with monkeypatch.context() as patch:
+            patch.setattr(Runner, "_end", lambda self, job, status: status)
+            kitchen.run(one)
+        return read_record(kitchen.folder, one.name)
+
+    return run
+
+
+def test_what_a_killed_runner_began_goes_on_beside_other_data(kitchen, killed):
+    one = row("a")
+    begun = killed(one)
+    change(kitchen, covid_ct_train="dd")
+    again = killed(one)
+    assert begun["status"] == again["status"] == "running" and begun["data"] == again["data"]
+    change(kitchen, covid_ct_train="ee")
+    kitchen.run(one)
+    assert len(kitchen.starts(one)) == 3 and read_record(kitchen.folder, one.name)["data"] == begun["data"]
+    other = row("b")
+    killed(other)
+    change(kitchen, a_train="cc")
+    kitchen.run(other)
+    assert len(kitchen.starts(other)) == 1 and kitchen.place(other).with_name(f"{other.name}.before_1").is_dir()
+
+
+def test_a_record_without_data_goes_on_where_its_key_does_not_tell(kitchen, killed):
+    one = row("a")
+    record = killed(one)
+    del record["data"]  # as earlier versions left it
+    (kitchen.folder / "records" / f"{one.name}.json").write_text(json.dumps(record))
+    change(kitchen, covid_ct_train="dd")
+    other = replace(one, opts=("SOLVER.BASE_LR", "0.1"))
+    assert kitchen.run(one) == {one.name: "finished"} and len(kitchen.starts(one)) == 2
+    kitchen.run(other)
+    assert len(kitchen.starts(other)) == 1
 
 
 def test_a_run_without_figures_has_not_finished(kitchen):

@@ -28,7 +28,8 @@ help:
 	@echo "make demo      make phantom CT, train on it, evaluate, write overlays and a summary page to demo/"
 	@echo "make test      lint, then the whole test suite"
 	@echo "make lint      ruff: rules and format"
-	@echo "make bench     speed and memory beside torchvision's Mask R-CNN and others, to output/benchmark/"
+	@echo "make bench     speed and memory beside torchvision's Mask R-CNN and others, on the CPU and, where there is"
+	@echo "               one, on the GPU, to output/benchmark/"
 	@echo "make clean     remove $(VENV) and demo/"
 
 install: $(INSTALLED)

@@ -1,12 +1,13 @@
 #!/usr/bin/env python
 """Measures d2_covid beside torchvision's Mask R-CNN and others, in one run on this machine.
 
-    python tools/benchmark.py                         # everything for this device, some twelve minutes on two cores
+    python tools/benchmark.py                         # the CPU, then a GPU if there is one; 15 minutes on two cores
     python tools/benchmark.py --quick                 # the ratios alone, in less than a minute
     python tools/benchmark.py --only segmentation,training
     python tools/benchmark.py --device cuda --only evaluation,training-run,cached-classifier
 
-Prints a table, and leaves benchmark.md and benchmark.json, with every time of every round, in the output folder.
+Prints tables, and leaves benchmark.md and benchmark.json, with every time of every round, in the output folder; of a
+GPU, benchmark-cuda.md and benchmark-cuda.json.
 
 Real CT is taken from $D2_COVID_REAL_DATA, or from ../shared/data beside the checkout; without either, phantoms.
 
@@ -19,14 +20,16 @@ import os
 import sys
 import tempfile
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Sequence
 
 from d2_covid.benchmark.context import DEFAULT_MODEL, Bench, Settings, choose_weights
-from d2_covid.benchmark.inputs import load_inputs, real_data_folder
+from d2_covid.benchmark.inputs import Inputs, load_inputs, real_data_folder
 from d2_covid.benchmark.machine import DTYPES, describe_machine, matmul_rate
-from d2_covid.benchmark.sections import PARTS, choose_parts, run_parts
+from d2_covid.benchmark.sections import PARTS, choose_parts, page_of, run_parts
 from d2_covid.cli import run_command
+from d2_covid.engine.cores import limit_threads
 from d2_covid.errors import UserError, check_choice
 from d2_covid.inference.model_source import choose_device
 
@@ -47,7 +50,9 @@ def build_parser() -> argparse.ArgumentParser:
         help="a checkpoint, the name of a shipped model, or 'seeded': random, spread so that much is found "
         "(default: the shipped model of this shape, else seeded)",
     )
-    parser.add_argument("--device", default="cpu", help="cpu (default), cuda, or auto")
+    parser.add_argument(
+        "--device", default="auto", help="cpu, cuda, or auto (default): the CPU, and then the GPU where there is one"
+    )
     parser.add_argument("--threads", type=int, default=0, help="threads of PyTorch (default: its own choice)")
     parser.add_argument("--dtype", default=",".join(DTYPES), help=f"of the fast path (default {','.join(DTYPES)})")
     parser.add_argument("--repeats", type=int, default=10, help="rounds of a timing, at most (default 10)")
@@ -61,29 +66,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point."""
     parser = build_parser()
     args = parser.parse_args(argv)
-    device = choose_device(args.device)
+    devices = choose_devices(args.device)
     if args.repeats < 1 or args.threads < 0:
         raise UserError("--repeats takes 1 or more, and --threads 0 or more.")
+    limit_threads()
     if args.threads:
         torch.set_num_threads(args.threads)
     dtypes, only = ([one for one in given.split(",") if one] for given in (args.dtype, args.only))
     for dtype in dtypes:
         check_choice("--dtype", dtype, list(DTYPES))
-    names = choose_parts(only, quick=args.quick, gpu=device.startswith("cuda"))
+    names = {device: choose_parts(only, quick=args.quick, gpu=device.startswith("cuda")) for device in devices}
+    if not any(names.values()):
+        raise UserError(f"--only {args.only} measures what runs on CPUs; leave out --device {args.device}.")
     try:
         args.output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"Cannot write to --output {args.output}: {error.strerror}.") from error
     _quiet()
-    machine = describe_machine(device)
-    say(f"{len(names)} sections on {device}, {machine['threads']} threads: {', '.join(names)}")
-    rates = {dtype: matmul_rate(dtype, device) for dtype in DTYPES}
     with tempfile.TemporaryDirectory(prefix="d2_covid_benchmark_") as folder:
         work = Path(folder)
         settings = Settings(
             model=args.model,
             weights=args.weights,
-            device=device,
+            device=devices[0],
             dtypes=tuple(dtypes),
             repeats=min(args.repeats, 3) if args.quick else args.repeats,
             quick=args.quick,
@@ -94,10 +99,37 @@ def main(argv: Sequence[str] | None = None) -> int:
         size = choose_weights(settings)[0].INPUT.MIN_SIZE_TEST
         inputs = load_inputs(work, real=real, slices=16 if args.quick else 64, phantom_size=size)
         say(f"data: {inputs.origin}")
-        report, well = run_parts(Bench(settings, inputs, machine, rates), names, args.output, say)
+        well = [
+            measure(replace(settings, device=device, work=page_of(work, device)), inputs, chosen, args.output)
+            for device, chosen in names.items()
+            if chosen
+        ]
+    return 0 if all(well) else 1
+
+
+def choose_devices(device: str) -> list[str]:
+    """What to measure on, in order.
+
+    Raises:
+        UserError: PyTorch knows or finds no such device.
+    """
+    if device == "auto":
+        return ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+    return [choose_device(device)]
+
+
+def measure(settings: Settings, inputs: Inputs, names: Sequence[str], output: Path) -> bool:
+    """Run sections on one device, and print their report; whether every section went well."""
+    device = settings.device
+    settings.work.mkdir()
+    machine = describe_machine(device)
+    say(f"{len(names)} sections on {device}, {machine['threads']} threads: {', '.join(names)}")
+    rates = {dtype: matmul_rate(dtype, device) for dtype in DTYPES}
+    report, well = run_parts(Bench(settings, inputs, machine, rates), names, output, say)
+    page = page_of(output, device)
     print(report)
-    print(f"The report is in {args.output / 'benchmark.md'}, every figure in {args.output / 'benchmark.json'}.")
-    return 0 if well else 1
+    print(f"The report is in {page.with_suffix('.md')}, every figure in {page.with_suffix('.json')}.")
+    return well
 
 
 def say(line: str) -> None:

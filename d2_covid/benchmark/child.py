@@ -24,6 +24,7 @@ from ..engine.run_record import plain_config
 JOBS: dict[str, str] = {
     "predict": "memory",
     "train": "memory",
+    "train_classifier": "memory",
     "slices": "growth_sections",
     "lesions": "growth_sections",
 }

@@ -11,10 +11,13 @@ from .detectors import with_soft_masks
 from .differences import differences, worst
 from .mayaku_peer import NOT_INSTALLED
 from .results import Section, timed_section
-from .timing import interleave, spread
+from .timing import interleave
+from .work import work_columns, work_notes
 
 NEAR = 0.05
 """Pixels within which two boxes count as one: 1e-4 of a slice's side, what the exact paths are held to."""
+DENSE = "the dense part at its largest number of RoIs, not pooling, NMS, pasting"
+SPARED = "fast candidates read one channel of three, merge layers and convolve by Winograd"
 
 
 @torch.inference_mode()
@@ -65,7 +68,7 @@ def segmentation(bench: Bench) -> Section:
     )
     section.notes = [
         f"Weights: {bench.weights}; score threshold 0, {bench.cfg.TEST.DETECTIONS_PER_IMAGE} detections at most.",
-        "GFLOP: the dense part at its largest number of RoIs, two a multiply-add; not pooling, NMS, pasting.",
+        *work_notes(DENSE, SPARED, bench.device),
     ]
     if STOCK in models:
         section.notes.append(f"{STOCK}: the stock architecture with one class, random weights spread likewise.")
@@ -87,7 +90,10 @@ def classification(bench: Bench) -> Section:
         reference=TORCHVISION,
         extra=_flops_columns(bench, models, seconds),
     )
-    section.notes = ["The peer gives logits only; ours also the slice's boxes, and what each ranked row was."]
+    section.notes = [
+        "The peer gives logits only; ours also the slice's boxes, and what each ranked row was.",
+        *work_notes(DENSE, SPARED, bench.device),
+    ]
     return section
 
 
@@ -123,17 +129,11 @@ def _runner(model: nn.Module, inputs: list[list[dict]]):
 
 
 def _flops_columns(bench: Bench, models: Mapping[str, nn.Module], seconds: Mapping[str, list[float]]):
-    """GFLOP a slice, and the share of the machine's matrix rate that they amount to."""
-    gflop, share = {}, {}
-    for name in models:
-        dense = models[STOCK] if name == STOCK else models[PLAIN]
-        if name == MAYAKU:
-            continue
-        flops = 2 * sum(count_flops(dense, bench.images[0].shape[1]).values())
-        rate = bench.rates["bf16" if "bf16" in name else "fp32"]
-        median = spread(seconds[name]).median
-        gflop[name], share[name] = f"{flops / 1e9:.1f}", f"{flops / median / rate:.1%}"
-    return {"GFLOP": gflop, "of matmul rate": share}
+    """The work of a slice, by candidate: that of the plain layers, whatever the candidate makes of them."""
+    size = bench.images[0].shape[1]
+    counts = {name: 2 * sum(count_flops(models[name], size).values()) for name in (PLAIN, STOCK) if name in models}
+    flops = {name: counts[STOCK if name == STOCK else PLAIN] for name in models if name != MAYAKU}
+    return work_columns(flops, seconds, bench.rates)
 
 
 def _side(bench: Bench) -> str:

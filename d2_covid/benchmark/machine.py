@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ..engine.cores import usable_cores
 from ..engine.run_record import versions
 from .timing import interleave
 
@@ -20,7 +21,7 @@ def describe_machine(device: str) -> dict[str, Any]:
     """Processor, cores, instruction sets, memory, GPU, versions and threads, as plain values."""
     info: dict[str, Any] = {
         "processor": processor_name(),
-        "cores": _usable_cores(),
+        "cores": usable_cores(),
         "isa": instruction_sets(),
         "memory_gb": _memory_gb(),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
@@ -79,10 +80,6 @@ def one_line(machine: dict[str, Any]) -> str:
         f"{machine['processor']}, {machine['cores']} cores ({isa}), {machine['memory_gb']} GB{gpu}; "
         f"{machine['threads']} threads"
     )
-
-
-def _usable_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _memory_gb() -> float | None:

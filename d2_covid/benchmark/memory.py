@@ -10,24 +10,33 @@ from .context import PLAIN, TORCHVISION, Bench, build_candidate, fast_name, reco
 from .results import Section
 
 MB = 2**20
+KINDS = {
+    "segmentation": "predict",
+    "classification": "predict",
+    "training": "train",
+    "classifier training": "train_classifier",
+}
+"""Work to the kind of its job."""
 
 
 def memory(bench: Bench) -> Section:
-    """Peak memory of a slice's segmentation and classification, of a batch of 8, and of a training step."""
+    """Peak memory of a slice's segmentation and classification, of a batch of 8, and of a training step of each."""
     from .training_sections import TRAINING
 
     quick = bench.settings.quick
-    predicting = [TORCHVISION, *map(fast_name, bench.settings.dtypes)]
-    jobs = [("segmentation", name, 1) for name in predicting]
+    fast, classifier = [fast_name(dtype) for dtype in bench.settings.dtypes], bench.classifier_cfg
+    jobs = [("segmentation", name, 1) for name in (TORCHVISION, *fast)]
     if not quick:
-        jobs += [("segmentation", PLAIN, 1), ("segmentation", fast_name(bench.settings.dtypes[0]), 8)]
+        jobs += [("segmentation", PLAIN, 1), ("segmentation", fast[0], 8)]
+        jobs += [("classification", name, 1) for name in (PLAIN, *fast)]
     jobs += [("training", name, 1) for name in (TORCHVISION, TRAINING)]
+    jobs += [] if quick else [("classifier training", TRAINING, classifier.SOLVER.IMS_PER_BATCH)]
     section = Section("memory", "peak memory, each in a process of its own")
     section.headers = ("work", "candidate", "MB on top", "MB in all")
     for work, name, batch in jobs:
-        kind = "train" if work == "training" else "predict"
+        cfg = classifier if work.startswith("classif") else bench.cfg
         images = torch.stack(bench.images[:batch])
-        found = run_job(kind, bench.cfg, name=name, images=images, state=dict(bench.state), count=batch)
+        found = run_job(KINDS[work], cfg, name=name, images=images, state=dict(bench.state), count=batch)
         on_top = found.get("gpu", found["process"] - found["before"])
         section.data[f"{work} {name} {batch}"] = found
         section.rows.append(
@@ -57,4 +66,13 @@ def job_train(cfg: CfgNode, job: dict[str, Any]) -> dict[str, int]:
     size = job["images"].shape[-1]
     steps = training_steps(cfg, job.pop("state"), [crowded_sample(cfg, 16, size)])
     step = steps[job["name"]]()
+    return peak_of(lambda: [step(number) for number in range(2)], cfg.MODEL.DEVICE)
+
+
+def job_train_classifier(cfg: CfgNode, job: dict[str, Any]) -> dict[str, int]:
+    """Train the classifier on ``images`` (N, 3, h, w) as one batch, two steps."""
+    from .training_sections import classifier_steps
+
+    images = list(job["images"])
+    step = classifier_steps(cfg, job.pop("state"), images, len(images))[job["name"]]()
     return peak_of(lambda: [step(number) for number in range(2)], cfg.MODEL.DEVICE)

@@ -5,29 +5,20 @@ from typing import Any, Sequence
 
 from tabulate import tabulate
 
+from .aims import ratio_aim
 from .context import Settings
 from .machine import one_line
 from .results import Section, span
 
-TARGETS = {
-    ("segmentation", "d2_covid fp32"): 3.0,
-    ("segmentation", "d2_covid bf16"): 5.0,
-    ("classification", "d2_covid fp32"): 2.0,
-    ("classification", "d2_covid bf16"): 4.0,
-    ("training", "d2_covid"): 1.3,
-    ("classifier-training", "d2_covid"): 1.3,
-}
-"""Times faster than the torchvision peer that this project aims at, on two cores, at batch 1."""
-
 _ABOUT = "Ratios are taken round by round: the median, and in brackets the quartiles (of under four, the extremes)."
 
 
-def summary(sections: Sequence[Section]) -> Section:
-    """The ratios of all sections to their peers, and those aimed at."""
+def summary(sections: Sequence[Section], device: str) -> Section:
+    """The ratios of all sections to their peers, and on a CPU those aimed at."""
     found = Section("summary", "ratios", headers=("times faster", "aim", "candidate", "than", "work"))
     for section in sections:
         for name, times in section.ratios.items():
-            aim = TARGETS.get((section.key, name))
+            aim = ratio_aim(section.key, name, device)
             found.rows.append([span(times), f"{aim:g}" if aim else "", name, section.reference, section.title])
             found.data[f"{section.key}: {name}"] = asdict(times) | {"than": section.reference, "aim": aim}
     return found
@@ -38,17 +29,16 @@ def as_text(about: Sequence[str], sections: Sequence[Section]) -> str:
     return _rendered(about, sections, "simple", "{}\n")
 
 
-def as_markdown(about: Sequence[str], sections: Sequence[Section]) -> str:
-    """The same as Markdown."""
-    return "# Benchmark\n\n" + _rendered(about, sections, "github", "## {}\n")
+def as_markdown(about: Sequence[str], sections: Sequence[Section], device: str) -> str:
+    """The same as Markdown, a page of its device."""
+    return f"# Benchmark on {device}\n\n" + _rendered(about, sections, "github", "## {}\n")
 
 
 def as_json(about: dict[str, Any], sections: Sequence[Section]) -> dict[str, Any]:
     """Everything as plain values: every time of every round."""
     return about | {
         "sections": {
-            one.key: {"title": one.title, "took": one.took, "notes": one.notes, **one.data}
-            for one in [summary(sections), *sections]
+            one.key: {"title": one.title, "took": one.took, "notes": one.notes, **one.data} for one in sections
         }
     }
 
@@ -70,7 +60,7 @@ def describe(
 
 def _rendered(about: Sequence[str], sections: Sequence[Section], style: str, heading: str) -> str:
     parts = ["\n".join(f"- {line}" for line in about) + "\n"]
-    for section in [summary(sections), *sections]:
+    for section in sections:
         if not section.rows and not section.notes:
             continue
         parts.append(heading.format(section.title[:1].upper() + section.title[1:]))

@@ -14,7 +14,7 @@ from .export_section import exported
 from .growth_sections import lesions, slices
 from .inference_sections import agreement, batches, classification, segmentation
 from .memory import memory
-from .report import as_json, as_markdown, as_text, describe
+from .report import as_json, as_markdown, as_text, describe, summary
 from .results import Section
 from .run_sections import cached_classifier, evaluation, training_run
 from .series_sections import loading, series
@@ -59,7 +59,7 @@ PARTS: dict[str, Part] = {
 
 
 def choose_parts(only: Sequence[str], *, quick: bool, gpu: bool) -> list[str]:
-    """Names of the sections to run, in order.
+    """Names of the sections to run, in order; of those in ``only``, a GPU leaves out what measures CPUs.
 
     Raises:
         UserError: a name that is none.
@@ -68,7 +68,7 @@ def choose_parts(only: Sequence[str], *, quick: bool, gpu: bool) -> list[str]:
     if unknown:
         raise UserError(f"There is no section {unknown[0]}; there are {', '.join(PARTS)}.")
     if only:
-        return [name for name in PARTS if name in only]
+        return [name for name, part in PARTS.items() if name in only and not (gpu and part.cpu_only)]
     return [
         name
         for name, part in PARTS.items()
@@ -76,8 +76,13 @@ def choose_parts(only: Sequence[str], *, quick: bool, gpu: bool) -> list[str]:
     ]
 
 
+def page_of(output: Path, device: str) -> Path:
+    """Where a device's report and figures go, without the ends of their names."""
+    return output / ("benchmark" if device == "cpu" else f"benchmark-{device.replace(':', '-')}")
+
+
 def run_parts(bench: Bench, names: Sequence[str], output: Path, say: Callable[[str], None]) -> tuple[str, bool]:
-    """Run sections, and keep ``benchmark.json`` and ``benchmark.md`` in ``output`` up to date after each.
+    """Run sections, and keep the device's page in ``output``, ``.json`` and ``.md``, up to date after each.
 
     A section that fails leaves its reason in the report, and the others go on.
 
@@ -87,7 +92,9 @@ def run_parts(bench: Bench, names: Sequence[str], output: Path, say: Callable[[s
     Returns:
         The report as text, and whether every section went well.
     """
+    page = page_of(output, bench.device)
     sections: list[Section] = []
+    shown: list[Section] = []
     well = True
     about = describe(bench.settings, bench.machine, dict(bench.rates), bench.inputs.origin, bench.model, bench.weights)
     facts = {
@@ -111,11 +118,12 @@ def run_parts(bench: Bench, names: Sequence[str], output: Path, say: Callable[[s
         took = time.perf_counter() - started
         done[0].took = took
         sections += done
-        write_json(output / "benchmark.json", as_json(facts, sections))
-        with atomic_write(output / "benchmark.md") as file:
-            file.write(as_markdown(about, sections))
+        shown = [summary(sections, bench.device), *sections]
+        write_json(page.with_suffix(".json"), as_json(facts, shown))
+        with atomic_write(page.with_suffix(".md")) as file:
+            file.write(as_markdown(about, shown, bench.device))
         say(f"{number}/{len(names)} {name}: {took:.0f} s")
-    return as_text(about, sections), well
+    return as_text(about, shown), well
 
 
 def _plain(value: object) -> object:

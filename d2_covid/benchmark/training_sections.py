@@ -21,6 +21,7 @@ from .inputs import many_lesions
 from .results import Section, timed_section
 from .timing import Work, interleave
 from .torchvision_peer import as_peer_images, as_peer_targets, build_torchvision_peer, convert_to_torchvision
+from .work import flops_of, work_columns, work_notes
 
 TRAINING = "d2_covid"
 """Candidate's name of the model as d2_covid trains it."""
@@ -35,6 +36,7 @@ def training(bench: Bench) -> Section:
     seconds = interleave(
         steps, repeats=bench.settings.repeats, budget=12 if bench.settings.quick else 30, device=bench.device
     )
+    flops = dict.fromkeys(seconds, flops_of(steps[PLAIN], 1 if bench.settings.quick else 4))
     lesions = sum(len(x["instances"]) for x in samples) / len(samples)
     return timed_section(
         "training",
@@ -42,7 +44,15 @@ def training(bench: Bench) -> Section:
         seconds,
         reference=TORCHVISION,
         unit="step",
-        notes=[f"Samples in memory, {lesions:.1f} lesions a slice; the same optimiser."],
+        extra=work_columns(flops, seconds, bench.rates),
+        notes=[
+            f"Samples in memory, {lesions:.1f} lesions a slice; the same optimiser.",
+            *work_notes(
+                "convolutions and products of a step, forward and backward, as counted while it ran",
+                "on a CPU d2_covid convolves the feature map once, where the mask head began with each RoI",
+                bench.device,
+            ),
+        ],
     )
 
 
@@ -50,19 +60,7 @@ def classifier_training(bench: Bench) -> Section:
     """One update of module S and the BatchNorm weights, the paper's batch, the samples in memory."""
     cfg = bench.classifier_cfg
     size = 2 if bench.settings.quick else cfg.SOLVER.IMS_PER_BATCH
-    samples = [
-        {"image": image, "image_class": number % cfg.MODEL.CLASSIFIER.NUM_CLASSES}
-        for number, image in enumerate(bench.images)
-    ]
-    plain = build_with(plain_parts(cfg), bench.state)
-    peer = TorchvisionClassifier(cfg)
-    peer.load_detectron2({name: value.cpu() for name, value in plain.state_dict().items()}, cfg)
-    peer.to(bench.device).train()
-    steps = {TORCHVISION: step_of(cfg, peer, peer, samples, size)}
-    for name, (own_cfg, build) in training_variants(cfg).items():
-        model = build(own_cfg)
-        model.load_state_dict(plain.state_dict())
-        steps[name] = step_of(own_cfg, model.train(), model, samples, size)
+    steps = {name: make() for name, make in classifier_steps(cfg, bench.state, bench.images, size).items()}
     seconds = interleave(
         steps, repeats=bench.settings.repeats, warmup=1, budget=8 if bench.settings.quick else 30, device=bench.device
     )
@@ -95,16 +93,40 @@ def training_steps(cfg: CfgNode, state: State, samples: Sequence[dict]) -> dict[
 
         return step_of(cfg, peer, losses, samples)
 
-    def own_step(own_cfg: CfgNode, build: Callable[[CfgNode], nn.Module]) -> Work:
+    return {TORCHVISION: torchvision_step, **_own_steps(cfg, state, samples, 1)}
+
+
+def classifier_steps(
+    cfg: CfgNode, state: State, images: Sequence[torch.Tensor], batch_size: int
+) -> dict[str, Callable[[], Work]]:
+    """The same for the classifier, on images (3, h, w) of each class in turn.
+
+    Args:
+        state: weights of the segmentation model; module S is seeded.
+    """
+    state = build_with(plain_parts(cfg), state).state_dict()
+    classes = cfg.MODEL.CLASSIFIER.NUM_CLASSES
+    samples = [{"image": image, "image_class": number % classes} for number, image in enumerate(images)]
+
+    def torchvision_step() -> Work:
+        peer = TorchvisionClassifier(cfg)
+        peer.load_detectron2({name: value.cpu() for name, value in state.items()}, cfg)
+        peer.to(cfg.MODEL.DEVICE).train()
+        return step_of(cfg, peer, peer, samples, batch_size)
+
+    return {TORCHVISION: torchvision_step, **_own_steps(cfg, state, samples, batch_size)}
+
+
+def _own_steps(cfg: CfgNode, state: State, samples: Sequence[dict], batch_size: int) -> dict[str, Callable[[], Work]]:
+    def step(own_cfg: CfgNode, build: Callable[[CfgNode], nn.Module]) -> Work:
         model = build(own_cfg)
         model.load_state_dict(state)
-        return step_of(own_cfg, model.train(), model, samples)
+        return step_of(own_cfg, model.train(), model, samples, batch_size)
 
-    variants = {
-        name: (lambda own_cfg=own_cfg, build=build: own_step(own_cfg, build))
+    return {
+        name: (lambda own_cfg=own_cfg, build=build: step(own_cfg, build))
         for name, (own_cfg, build) in training_variants(cfg).items()
     }
-    return {TORCHVISION: torchvision_step, **variants}
 
 
 def step_of(

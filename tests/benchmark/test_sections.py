@@ -1,4 +1,4 @@
-"""Sections that work in processes of their own, and what all sections share."""
+"""Sections that work in processes of their own, and what the others are made of."""
 
 import json
 import mmap
@@ -10,15 +10,12 @@ from d2_covid.benchmark import (
     child,
     context,
     growth_sections,
-    inference_sections,
     inputs,
     memory,
     run_sections,
     training_sections,
 )
-from d2_covid.benchmark.results import span, timed_section
 from d2_covid.benchmark.series_sections import write_weights
-from d2_covid.benchmark.timing import spread
 from d2_covid.errors import UserError
 from d2_covid.zoo.paper_figures import classification_row, segmentation_row
 
@@ -103,6 +100,44 @@ def test_job_train(small, slices):
     assert found["process"] >= found["before"] > 0
 
 
+def test_job_train_classifier(small, slices):
+    cfg, state = small
+    job = {"name": "d2_covid", "images": torch.stack(slices[:2]), "state": state}
+    found = memory.job_train_classifier(context.classifier_config(cfg), job)
+    assert found["process"] >= found["before"] > 0
+
+
+def test_memory_is_that_of_segmentation_and_of_classification(small, slices, monkeypatch):
+    jobs = []
+
+    def fake_job(kind, cfg, *, name, images, state, count):
+        jobs.append((kind, cfg.MODEL.META_ARCHITECTURE, name, len(images)))
+        return {"before": 2**20, "process": 3 * 2**20}
+
+    monkeypatch.setattr(memory, "run_job", fake_job)
+    cfg, state = small
+    settings = context.Settings()
+    bench = SimpleNamespace(cfg=cfg, state=state, images=slices * 3, settings=settings)
+    bench.classifier_cfg = context.classifier_config(cfg)
+    section = memory.memory(bench)
+    assert {kind for kind, *_ in jobs} <= set(child.JOBS)
+    plain_and_fast = ("d2_covid plain", "d2_covid fp32", "d2_covid bf16")
+    assert [job for job in jobs if job[1] == "CovidCTMaskNet"] == [
+        *(("predict", "CovidCTMaskNet", name, 1) for name in plain_and_fast),
+        ("train_classifier", "CovidCTMaskNet", "d2_covid", 8),
+    ]
+    assert ["classification, batch 1", "d2_covid fp32", "2", "3"] in section.rows
+    assert ["classifier training, batch 8", "d2_covid", "2", "3"] in section.rows
+
+
+def test_classifier_steps_train(small, slices):
+    cfg = context.classifier_config(small[0])
+    steps = training_sections.classifier_steps(cfg, small[1], slices, 2)
+    assert list(steps) == ["torchvision", "d2_covid plain", "d2_covid"]
+    losses = [make()(0) for make in steps.values()]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-3) and all(0 < loss < 100 for loss in losses)
+
+
 def test_job_slices_tells_when_counts_are_reached(small, slices, tmp_path):
     cfg, state = small
     job = {"images": torch.stack([one[0] for one in slices]), "counts": [1, 3, 5]}
@@ -158,19 +193,6 @@ def test_phantom_inputs(tmp_path):
     assert any(not torch.equal(images[0], other) for other in images[1:])
 
 
-def test_timed_section_puts_ratios_first():
-    section = timed_section("k", "t", {"peer": [2.0, 4.0], "ours": [1.0, 1.0]}, reference="peer", per_run=2)
-    assert section.headers[0] == "times faster" and section.rows[1][:2] == ["3 (2 to 4)", "ours"]
-    assert section.rows[0][2] == "1.5e+03 (1e+03 to 2e+03)" and section.rows[1][3] == "2"
-    assert list(section.ratios) == ["ours"] and section.data["ours"]["seconds"] == [1.0, 1.0]
-    alone = timed_section("k", "t", {"ours": [1.0]}, reference=None)
-    assert alone.headers[0] == "candidate" and not alone.ratios
-
-
-def test_span():
-    assert span(spread([2.0]), 10) == "20" and span(spread([1.0, 2.0, 3.0, 4.0, 5.0])) == "3 (2 to 4)"
-
-
 def test_weights_of_a_classifier_are_refused(small, tmp_path):
     cfg = context.classifier_config(small[0])
     state = context.build_with(cfg, small[1]).state_dict()
@@ -219,11 +241,3 @@ def test_minutes_of_the_paper_are_those_of_the_model():
     note = run_sections._schedule_note("100 epochs", segmentation_row("mask_rcnn_R_34_T2_FPN"))
     assert note == "The paper's schedule: 100 epochs; its ResNet34-T2+FPN took 129.2 minutes."
     assert run_sections._schedule_note("9 epochs", classification_row("nothing")) == "The paper's schedule: 9 epochs."
-
-
-def test_share_of_the_matrix_rate_is_that_of_the_median(monkeypatch):
-    monkeypatch.setattr(inference_sections, "count_flops", lambda model, size: {"box": 3})
-    bench = SimpleNamespace(images=[torch.zeros(3, 8, 8)], rates={"fp32": 10.0})
-    models, seconds = {context.PLAIN: None}, {context.PLAIN: [1.0, 2.0, 4.0, 9.0]}
-    found = inference_sections._flops_columns(bench, models, seconds)
-    assert found["of matmul rate"] == {context.PLAIN: "20.0%"}  # 6 FLOP in 3 s, not in 4

@@ -2,9 +2,11 @@
 
 import importlib.util
 import json
+from dataclasses import replace
 
 from d2_covid.benchmark import sections
 from d2_covid.benchmark.results import Section
+from d2_covid.benchmark.timing import spread
 from d2_covid.errors import UserError
 
 import pytest
@@ -28,7 +30,8 @@ def tool(repository):
 
 def _arguments(output, only, *more):
     common = ["--quick", "--phantoms", "--model", "R_18_T2", "--weights", "seeded", "--repeats", "1"]
-    return [*common, "--only", only, "--output", str(output), *more, *TINY]
+    device = [] if "--device" in more else ["--device", "cpu"]
+    return [*common, *device, "--only", only, "--output", str(output), *more, *TINY]
 
 
 @pytest.fixture(autouse=True)
@@ -60,6 +63,12 @@ def test_reports_ratios_first_and_keeps_every_time(tool, tmp_path, capsys):
     assert segmentation["d2_covid fp32"]["times_faster"]["median"] == pytest.approx(ratio)
     assert found["sections"]["summary"]["segmentation: d2_covid fp32"]["aim"] == 3.0
     assert segmentation["d2_covid plain"]["masks"] == "12"
+    for name in ("segmentation", "classification", "training"):
+        section = found["sections"][name]
+        counts = {one["GFLOP, plain layers"] for one in section.values() if isinstance(one, dict)}
+        assert len(counts) == 1 and float(counts.pop()) > 0
+        assert any("plain layers" in note for note in section["notes"])
+        assert any("work spared, not done" in note for note in section["notes"])
     assert found["sections"]["training"]["d2_covid"]["unit"] == "step"
 
 
@@ -91,6 +100,69 @@ def test_a_section_that_fails_costs_no_other(tool, tmp_path, monkeypatch, capsys
     assert "42" in (tmp_path / "benchmark.md").read_text()
 
 
+@pytest.fixture
+def measured(tool, monkeypatch):
+    """The devices that ran, with a GPU that isn't there: whole runs and their machine are made up."""
+    devices = []
+
+    def fake(name):
+        def run(bench):
+            devices.append((name, bench.device, bench.settings.work.is_dir()))
+            ratios = {"d2_covid fp32": spread([4.0])}
+            return Section(name, f"{name} on {bench.device}", rows=[["42"]], reference="torchvision", ratios=ratios)
+
+        return run
+
+    for name in ("segmentation", "export", "evaluation"):
+        part = sections.PARTS[name]
+        monkeypatch.setitem(sections.PARTS, name, replace(part, function=fake(name)))
+    machine = tool.describe_machine("cpu")
+    monkeypatch.setattr(tool, "describe_machine", lambda device: machine | {"device": device})
+    monkeypatch.setattr(tool, "matmul_rate", lambda dtype, device: 1e9)
+    return devices
+
+
+def test_cpu_always_and_gpu_when_there_is_one(tool, tmp_path, monkeypatch, capsys, measured):
+    assert tool.build_parser().parse_args([]).device == "auto"
+    arguments = _arguments(tmp_path, "segmentation,export", "--device", "auto")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert tool.main(arguments) == 0
+    assert measured == [("segmentation", "cpu", True), ("export", "cpu", True)]
+    assert {path.name for path in tmp_path.iterdir()} == {"benchmark.md", "benchmark.json"}
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    capsys.readouterr()
+    assert tool.main(arguments) == 0
+    assert measured[2:] == [*measured[:2], ("segmentation", "cuda", True)]
+    out = capsys.readouterr().out
+    for device, page, aim in (("cpu", "benchmark", 3.0), ("cuda", "benchmark-cuda", None)):
+        markdown, found = (tmp_path / f"{page}{end}" for end in (".md", ".json"))
+        assert markdown.read_text().startswith(f"# Benchmark on {device}\n")
+        found = json.loads(found.read_text())
+        assert found["machine"]["device"] == found["settings"]["device"] == device
+        assert found["sections"]["summary"]["segmentation: d2_covid fp32"]["aim"] == aim
+        assert f"device {device}." in out and str(markdown) in out
+
+
+def test_a_gpu_that_fails_is_told_by_the_status(tool, tmp_path, monkeypatch, measured):
+    works = sections.PARTS["segmentation"].function
+
+    def fails_there(bench):
+        return works(bench) if bench.device == "cpu" else 1 / 0
+
+    monkeypatch.setitem(sections.PARTS, "segmentation", sections.Part(fails_there))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert tool.main(_arguments(tmp_path, "segmentation", "--device", "auto")) == 1
+    assert "42" in (tmp_path / "benchmark.md").read_text()
+    assert "failed: division by zero" in (tmp_path / "benchmark-cuda.md").read_text()
+
+
+def test_what_measures_cpus_alone_is_refused_on_a_gpu(tool, tmp_path, monkeypatch):
+    monkeypatch.setattr(tool, "choose_device", lambda device: device)
+    with pytest.raises(UserError, match="--only export measures what runs on CPUs; leave out --device cuda"):
+        tool.main(["--only", "export", "--device", "cuda", "--output", str(tmp_path)])
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
@@ -118,3 +190,4 @@ def test_what_runs_when_nothing_is_named():
     assert {"growth-slices", "growth-lesions", "export"} < set(cpu) and not {"evaluation", "training-run"} & set(cpu)
     assert {"evaluation", "training-run", "cached-classifier"} < set(gpu) and "export" not in gpu
     assert sections.choose_parts(["memory", "agreement"], quick=True, gpu=False) == ["agreement", "memory"]
+    assert sections.choose_parts(["memory", "export"], quick=True, gpu=True) == ["memory"]

@@ -1,15 +1,22 @@
-"""The device of a run."""
+"""The device of a run, and how its model lies in memory."""
 
+import copy
 import re
 
 from d2_covid import get_config
+from d2_covid.data.mappers import LesionDatasetMapper
 from d2_covid.engine import setup
+from d2_covid.engine.optimizer import MixedPrecision
 from d2_covid.engine.setup import build_for_device, choose_device
+from d2_covid.engine.training_step import training_step
 from d2_covid.errors import UserError
 
 import pytest
 import torch
+from detectron2.data import DatasetCatalog
 from torch import nn
+
+from .conftest import TINY, tiny_config
 
 
 def test_the_default_is_the_cpu_where_there_is_no_gpu(monkeypatch):
@@ -37,3 +44,45 @@ def test_a_gpu_that_is_named_by_its_number_becomes_the_current_one(device, curre
     monkeypatch.setattr(setup, "build_model", lambda cfg: nn.Identity())
     build_for_device(get_config(None, ["MODEL.DEVICE", device]))
     assert chosen == current
+
+
+# ---- channels last ----
+
+
+def lesion_config():
+    return tiny_config("MODEL.BACKBONE.FREEZE_AT", 0)
+
+
+def classifier_config():
+    """That of a classifier that trains BatchNorm, so that gradients go through the whole detector."""
+    own = ("MODEL.CLASSIFIER.NUM_ROIS", "8", "MODEL.CLASSIFIER.HIDDEN_DIM", "6", "MODEL.CLASSIFIER.TRAIN_NORM", "True")
+    return get_config("classification/covid_ct_mask_net_R_18_T2_FPN.yaml", [*TINY, *own])
+
+
+def one_step(model: nn.Module, batch: list[dict]) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
+    """Losses and gradients of a training step; the weights stay as they are."""
+    torch.manual_seed(0)  # anchors and RoIs are sampled
+    precision = MixedPrecision(enabled=False, dtype="bfloat16", device="cpu")
+    losses, _ = training_step(model, batch, precision, torch.optim.SGD(model.parameters(), lr=0.0))
+    return losses, {name: weight.grad for name, weight in model.named_parameters() if weight.requires_grad}
+
+
+@pytest.mark.parametrize("make_config", [lesion_config, classifier_config])
+def test_a_training_step_is_the_same_in_channels_last(make_config, lesion_sets):
+    cfg = make_config()
+    model = build_for_device(cfg).train()
+    for layer in (model.roi_heads.box_predictor.cls_score, model.roi_heads.box_predictor.bbox_pred):
+        nn.init.normal_(layer.weight, std=0.3)  # detections that differ
+    plain = copy.deepcopy(model).to(memory_format=torch.contiguous_format)
+    weights = [one.backbone.bottom_up.res2[0].conv1.weight for one in (model, plain)]
+    assert [weight.is_contiguous(memory_format=torch.channels_last) for weight in weights] == [True, False]
+
+    mapper = LesionDatasetMapper(cfg, is_train=False)
+    batch = [{**mapper(x), "image_class": i % 2} for i, x in enumerate(DatasetCatalog.get("engine_train")[:4])]
+    (losses, gradients), (expected_losses, expected) = (one_step(one, batch) for one in (model, plain))
+    assert losses == pytest.approx(expected_losses, rel=1e-4) and min(losses.values()) > 0
+    assert len(gradients) > 20
+    for name, gradient in gradients.items():
+        largest = expected[name].abs().max()
+        # Measured: 4e-6.
+        assert largest > 0 and (gradient - expected[name]).abs().max() <= 1e-4 * largest, name

@@ -2,6 +2,7 @@
 
 import logging
 from pathlib import Path
+from types import SimpleNamespace
 
 from d2_covid import get_config
 from d2_covid.data.cncb import prepare_lesions
@@ -14,7 +15,9 @@ from d2_covid.errors import UserError
 from d2_covid.inference.batch import load_model
 from d2_covid.inference.model_source import ModelSource, resolve_model
 from d2_covid.modeling.fast import for_inference
+from d2_covid.modeling.image_classifier import image_scores
 
+import numpy as np
 import pytest
 import torch
 from detectron2.data import DatasetCatalog
@@ -127,3 +130,66 @@ def test_bfloat16_holds_average_precision(validation_set, tmp_path, caplog):
     assert found["float32"]["segm/AP"] > 1
     for metric in ("segm/AP", "bbox/AP"):
         assert found["bfloat16"][metric] == pytest.approx(found["float32"][metric], abs=0.2), metric
+
+
+# ---- bfloat16 and the image class ----
+
+IN_ONE_ORDER, IN_ANY_ORDER = 0.005, 0.35
+"""Largest change of an image score. Measured on 61 and on 128 slices: 0.0023 and 0.27, the latter 0.061 on average."""
+
+
+@pytest.fixture(scope="module")
+def classifiers() -> SimpleNamespace:
+    """The classifier that ships as ``predict --dtype`` makes it of each type, and the sizes that it takes slices in."""
+    try:
+        cfg = resolve_model(weights="classifier_r18_t1", device="cpu").cfg
+    except UserError as error:
+        pytest.skip(f"no trained classifier: {error}")
+    models = []
+    for cfg.TEST.DTYPE in ("float32", "bfloat16"):
+        models.append(load_model(cfg))
+    return SimpleNamespace(exact=models[0], rounded=models[1], sizes=(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST))
+
+
+@pytest.fixture(scope="module")
+def slices_with_a_class(real_data) -> list[np.ndarray]:
+    """Four figures of either class, and a slice of each of four scans."""
+    figures = [sorted((real_data / "covid_ct" / name).iterdir())[::80][:4] for name in ("CT_COVID", "CT_NonCOVID")]
+    scans = sorted((real_data / "radiopaedia" / "ct_lesion_seg" / "image").iterdir())[:4]
+    return [read_slice(path) for path in (*figures[0], *figures[1], *(sorted(x.iterdir())[8] for x in scans))]
+
+
+def test_bfloat16_holds_the_image_class_of_the_same_detections(classifiers, slices_with_a_class):
+    """With two classes it is another only where the two exact scores lie within twice the tolerance of each other."""
+    exact, rounded = classifiers.exact, classifiers.rounded
+    for image in slices_with_a_class:
+        record = {"image": network_input(image, *classifiers.sizes)}
+        with torch.no_grad():
+            (expected,) = exact([record])
+            _, _, proposals = exact._propose([record])
+            _, features, _ = rounded._propose([record])
+            logits, deltas = rounded.roi_heads.predict(features, proposals)
+            roi = expected["ranked"].roi  # the exact model's detections, in its order
+            rows = torch.cat((logits.softmax(1)[roi, :1], deltas[roi]), dim=1)
+            found = image_scores(exact.roi_heads.image_classifier(rows[None]), exact.temperature)[0]
+        assert torch.allclose(expected["image_scores"], found, rtol=0, atol=IN_ONE_ORDER)
+        # Measured: 0.006; features that are 3 % too large make it 0.014.
+        assert (rows - expected["ranked"].rows).abs().mean() < 0.01
+
+
+def test_bfloat16_moves_image_scores_no_more_than_one_gray_level_does(classifiers, slices_with_a_class):
+    """Most of the ranked detections score next to nothing, and next to each other: whatever changes their order
+    changes what the classifier reads, noise of one gray level no less than bfloat16."""
+    rng = np.random.default_rng(0)
+    noisy = [x + rng.integers(-1, 2, x.shape) for x in map(np.int16, slices_with_a_class)]
+    noisy = [np.clip(x, 0, 255).astype(np.uint8) for x in noisy]
+
+    def scores(model: nn.Module, images: list[np.ndarray]) -> torch.Tensor:
+        records = ({"image": network_input(image, *classifiers.sizes)} for image in images)
+        return torch.stack([model([record])[0]["image_scores"] for record in records])
+
+    exact, shaken = (scores(classifiers.exact, images) for images in (slices_with_a_class, noisy))
+    rounded = scores(classifiers.rounded, slices_with_a_class)
+    moved = (rounded - exact).abs()
+    assert moved.max() <= IN_ANY_ORDER
+    assert moved.mean() <= 2 * (shaken - exact).abs().mean()

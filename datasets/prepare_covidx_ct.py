@@ -81,6 +81,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             "patients": {split: len({e.patient_id for e in entries} - {""}) for split, entries in listed.items()},
         },
     )
+    former = [f"{split}.csv" for split in SPLITS if split not in listed and (output / f"{split}.csv").exists()]
+    if former:
+        message = f"{output} keeps lists of a former run: {', '.join(former)}. Make them again too, or remove them."
+        print(f"warning: {message}", file=sys.stderr)
     print(f"wrote {', '.join(f'{split}.csv' for split in listed)} and splits.json to {output}")
     return 0
 

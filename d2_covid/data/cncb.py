@@ -2,13 +2,15 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tqdm import tqdm
 
 from ..errors import UserError
+from .coco_json import patient_of, read_coco
 from .datasets import prepared_json
 from .files import write_json
 from .lesion_masks import (
@@ -69,6 +71,7 @@ class Preparation:
     bad_slices: list[str] = field(default_factory=list)
     slices_in_no_split: int = 0
     lesions_seen: set[int] = field(default_factory=set)  # GGO, CONSOLIDATION
+    of_another_split: tuple[Path, ...] = ()  # jsons of the set, of former runs
 
     def warnings(self) -> list[str]:
         """What a user may want to mend, one line each."""
@@ -77,6 +80,12 @@ class Preparation:
         lines += [f"{message} Left out." for message in self.bad_slices]
         if self.slices_in_no_split:
             lines.append(f"{_count(self.slices_in_no_split, 'slice')} belong to no split; left out.")
+        if self.of_another_split:
+            names = ", ".join(path.name for path in self.of_another_split)
+            folder = self.of_another_split[0].parent
+            lines.append(
+                f"{folder} keeps jsons of another split: {names}. Make them again with this one or remove them."
+            )
         by_class = [s.mask_type for s in self.splits if s.mask_type != "merge"]
         if not self.lesions_seen:
             lines.append(
@@ -124,7 +133,7 @@ def prepare_lesions(
     Reads each slice and mask once, checks that both can be read and fit, and keeps slices without lesions. The images
     stay where they are: ``info.image_root`` leads to them, relative to the json's folder where they lie under the
     folder that holds ``output``, absolute elsewhere. Nothing is written unless everything can be read; the same files
-    give the same bytes.
+    give the same bytes. Jsons of the set that former runs left stay; those of another split are warned of.
 
     Args:
         pairing, splits: from :mod:`.pairing` and :mod:`.splits`.
@@ -171,7 +180,28 @@ def prepare_lesions(
         raise UserError(f"No slice is left for {empty[0]}; of {len(done.bad_slices)} bad ones: {done.bad_slices[0]}")
     for path, content in jsons:
         write_json(path, content)
+    done.of_another_split = _of_another_split(dict(jsons))
     return done
+
+
+def _of_another_split(written: Mapping[Path, dict]) -> tuple[Path, ...]:
+    """Jsons beside those written whose patients are now others, or, of a split not written, in one that was."""
+    now = {path.stem.partition("_")[2]: _patients(content) for path, content in written.items()}
+    everyone = set().union(*now.values())
+    found = []
+    for path in sorted({other for one in written for other in one.parent.glob("*.json")} - written.keys()):
+        mask_type, _, split = path.stem.partition("_")
+        if mask_type not in MASK_TYPES or not split or "_" in split:
+            continue  # no dataset has its name
+        with suppress(UserError):  # nothing can be trained on what can't be read
+            patients = _patients(read_coco(path))
+            if patients != now.get(split, patients - everyone):
+                found.append(path)
+    return tuple(found)
+
+
+def _patients(content: dict) -> set[str]:
+    return {patient_of(image)[0] for image in content["images"] if "file_name" in image}
 
 
 def _add_slice(pair: SlicePair, image_root: Path, builders: Iterable["_JsonBuilder"], done: Preparation) -> None:

@@ -13,6 +13,7 @@ from detectron2.structures import BoxMode
 from ..errors import UserError
 from .lesion_masks import MASK_TYPES, box_fits, require_mask_type
 from .limits import one_line
+from .pairing import natural_key
 from .run_lengths import run_lengths
 
 logger = logging.getLogger(__name__)
@@ -54,14 +55,12 @@ def load_lesion_json(
     """
     json_file = Path(json_file)
     content = read_coco(json_file)
-    info = content.get("info") or {}
-    if not isinstance(info, dict):
-        info = {}
+    info = info_of(content)
     if image_root is None:
         image_root = (json_file.parent / str(info.get("image_root", ""))).resolve()
     image_root = Path(image_root)
-    classes = _read_classes(json_file, content["categories"])
-    mask_type = _settle_mask_type(json_file, mask_type, info.get("mask_type"), classes)
+    classes = read_classes(json_file, content["categories"])
+    mask_type = settle_mask_type(json_file, mask_type, info.get("mask_type"), classes)
     classes, category_ids = _in_house_order(json_file, mask_type, classes)
     dicts = _read_images(json_file, content["images"], image_root)
     _add_annotations(json_file, content["annotations"], dicts, category_ids)
@@ -92,6 +91,12 @@ def read_coco(json_file: Path) -> dict[str, Any]:
     return content
 
 
+def info_of(content: dict[str, Any]) -> dict[str, Any]:
+    """``info`` of a json; empty where there is none, or one of another kind."""
+    info = content.get("info")
+    return info if isinstance(info, dict) else {}
+
+
 def _field(json_file: Path, entry: dict[str, Any], key: str, what: str) -> Any:
     if key not in entry:
         raise UserError(f"{json_file}: {what} has no {key!r}.")
@@ -109,16 +114,28 @@ def _id_field(json_file: Path, entry: dict[str, Any], what: str, key: str = "id"
     return entry[key]
 
 
-def _read_classes(json_file: Path, categories: list[dict]) -> tuple[str, ...]:
-    names = {_id_field(json_file, c, "a category"): _field(json_file, c, "name", "a category") for c in categories}
-    if set(names) != set(range(1, len(categories) + 1)) or not names:
-        raise UserError(
-            f"{json_file}: category ids are {sorted(names, key=str)}; number the lesion classes from 1 without gaps."
-        )
-    return tuple(str(names[i]) for i in sorted(names))
+def read_classes(json_file: Path, categories: list[dict]) -> tuple[str, ...]:
+    """Names of the lesion classes, in the order of their ids.
+
+    Raises:
+        UserError: no category, one without id or name, or ids that are not 1 to K; tells the new numbering.
+    """
+    pairs = [(_id_field(json_file, c, "a category"), _field(json_file, c, "name", "a category")) for c in categories]
+    pairs.sort(key=lambda pair: natural_key(str(pair[0])))
+    ids = [category_id for category_id, _ in pairs]
+    if not ids or ids != list(range(1, len(ids) + 1)):
+        mapping = ", ".join(f"{category_id} ({name}) -> {new}" for new, (category_id, name) in enumerate(pairs, 1))
+        message = f"{json_file}: category ids are {ids}; number the lesion classes from 1 without gaps"
+        raise UserError(f"{message}: {mapping}." if mapping else f"{message}.")
+    return tuple(str(name) for _, name in pairs)
 
 
-def _settle_mask_type(json_file: Path, asked: str | None, told: str | None, classes: tuple[str, ...]) -> str | None:
+def settle_mask_type(json_file: Path, asked: str | None, told: str | None, classes: tuple[str, ...]) -> str | None:
+    """The mask type asked for, else the one that the json tells, else that of its classes; None: it can't be known.
+
+    Raises:
+        UserError: the json tells another type than asked for, or has another number of classes than the type.
+    """
     if asked is not None:
         require_mask_type(asked)
         if told is not None and told != asked:

@@ -136,7 +136,6 @@ def _check_files(splits: Sequence[Split], findings: Findings, progress: bool) ->
                 if entry.mask is not None:
                     masks.check(entry, None if image is None else image.shape)
                 bar.update()
-            masks.finish()
     return hashes
 
 

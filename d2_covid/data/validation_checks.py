@@ -67,12 +67,15 @@ def _check_grays(path: str, image: np.ndarray, findings: Findings) -> None:
 
 
 class MaskChecks:
-    """Looks at the masks of a folder, one after the other, and at the end at what only all of them tell."""
+    """Looks at the masks of a folder, one after the other, in natural order of their names.
+
+    Blank masks lie above and below the lungs; one between masks of its scan with lung marked was not drawn.
+    """
 
     def __init__(self, split: Split, findings: Findings) -> None:
         self._split, self._findings = split, findings
-        self._blank: list[CheckedSlice] = []
-        self._with_lung = 0
+        # Blank masks of a patient's scan since its last one with lung; no entry before its first.
+        self._blank: dict[tuple[str, str], list[CheckedSlice]] = {}
 
     def check(self, entry: CheckedSlice, image_shape: tuple[int, ...] | None) -> None:
         """Read a mask, and compare it with its image, of (H, W) ``image_shape``; None if that can't be read."""
@@ -97,16 +100,17 @@ class MaskChecks:
                 self._findings.add("tiny_lesion", entry.mask, message, shown, boxes)
         else:
             self._split.without_lesion += 1
-        if not occurs[1:].any():
-            self._blank.append(entry)
-        self._with_lung += int(occurs[1])
+        self._look_between(entry, blank=not occurs[1:].any(), lung=bool(occurs[1]))
 
-    def finish(self) -> None:
-        """Note blank masks, unless no mask of the folder has lung marked: then they are those of healthy slices."""
-        if self._with_lung:
-            for entry in self._blank:
-                message = f"{entry.mask} is empty, neither lung nor lesion, while other masks have lung marked."
-                self._findings.add("empty_mask", entry.mask, message, (entry.image, entry.mask))
+    def _look_between(self, entry: CheckedSlice, blank: bool, lung: bool) -> None:
+        scan = (entry.patient_id, Path(entry.mask).stem.rpartition("_")[0])  # a patient of a flat folder may have two
+        if lung:
+            for one in self._blank.get(scan, ()):
+                message = f"{one.mask} is empty, neither lung nor lesion, but lies between masks with lung marked."
+                self._findings.add("empty_mask", one.mask, message, (one.image, one.mask))
+            self._blank[scan] = []
+        elif blank and scan in self._blank:
+            self._blank[scan].append(entry)
 
 
 def _mask_error_kind(path: str | Path) -> str:

@@ -11,7 +11,17 @@ from typing import Any, Literal, NamedTuple
 import pycocotools.mask as mask_util
 
 from ..errors import UserError
-from .coco_json import check_box, check_id, patient_of, read_coco, read_crowd, to_rle
+from .coco_json import (
+    check_box,
+    check_id,
+    info_of,
+    patient_of,
+    read_classes,
+    read_coco,
+    read_crowd,
+    settle_mask_type,
+    to_rle,
+)
 from .datasets import ensure_registered, lesion_source
 from .lesion_masks import box_fits
 from .pairing import natural_key, pair_set
@@ -79,7 +89,7 @@ def read_source(
     if path.is_dir():
         return [_read_folder(path, findings)]
     if path.suffix.lower() == ".json":
-        return [_read_json(path.name, path, image_root, findings)]
+        return [_read_json(path.name, path, image_root, None, findings)]
     if path.suffix.lower() in _LIST_SUFFIXES:
         return _read_list(path.name, path, image_root or path.parent, classes, None, findings)
     if path.exists() or os.sep in str(item):
@@ -94,7 +104,7 @@ def read_source(
     source = lesion_source(name)
     if source is None:
         raise UserError(f"Dataset {name} was registered by other code; name the json or list behind it.")
-    return [_read_json(name, source.resolve(), image_root or source.image_root, findings)]
+    return [_read_json(name, source.resolve(), image_root or source.image_root, source.mask_type, findings)]
 
 
 def _folders(*folders: str | Path) -> frozenset[str]:
@@ -157,13 +167,17 @@ def _read_list(
 # ---- json ----
 
 
-def _read_json(name: str, path: Path, image_root: str | Path | None, findings: Findings) -> Split:
+def _read_json(
+    name: str, path: Path, image_root: str | Path | None, mask_type: str | None, findings: Findings
+) -> Split:
     content = read_coco(path)
-    info = content.get("info")
+    info = info_of(content)
     if image_root is None:
-        image_root = path.parent / str(info.get("image_root", "") if isinstance(info, dict) else "")
+        image_root = path.parent / str(info.get("image_root", ""))
     root = Path(os.path.normpath(image_root))
-    categories = _read_categories(path, content["categories"], findings)
+    _check_categories(path, content["categories"], mask_type, info.get("mask_type"), findings)
+    named = {_key(entry.get("id")): str(entry.get("name", "without a name")) for entry in content["categories"]}
+    categories = dict(sorted(named.items(), key=lambda pair: natural_key(pair[0])))
     images = _read_images(path, content["images"], root, findings)
     found = Split(name, "lesion json", str(path), _folders(root, path.parent))
     found.class_counts = Counter(dict.fromkeys(categories.values(), 0))
@@ -202,16 +216,13 @@ def _key(image_id: Any) -> str:
     return json.dumps(image_id, sort_keys=True)
 
 
-def _read_categories(path: Path, entries: list[dict], findings: Findings) -> dict[str, str]:
-    """Names by the key of their id; the ids that should be 1 to K are looked at, and the new numbering is told."""
-    named = [(entry.get("id"), str(entry.get("name", "without a name"))) for entry in entries]
-    named.sort(key=lambda pair: natural_key(str(pair[0])))
-    ids = [category_id for category_id, _ in named]
-    if ids != list(range(1, len(ids) + 1)):
-        mapping = ", ".join(f"{category_id} ({name}) -> {new}" for new, (category_id, name) in enumerate(named, 1))
-        message = f"{path}: category ids are {', '.join(map(str, ids)) or 'none'}; number them from 1: {mapping}."
-        findings.add("category_ids", path, message)
-    return {_key(category_id): name for category_id, name in named}
+def _check_categories(path: Path, entries: list[dict], asked: str | None, told: Any, findings: Findings) -> None:
+    classes = None
+    with findings.collecting("category_ids", path):
+        classes = read_classes(path, entries)
+    if classes is not None:
+        with findings.collecting("mask_type", path):
+            settle_mask_type(path, asked, told, classes)
 
 
 def _read_images(path: Path, entries: list[dict], root: Path, findings: Findings) -> dict[str, CheckedSlice]:

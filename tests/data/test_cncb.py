@@ -287,6 +287,32 @@ def test_slices_in_no_split_are_counted(small_cncb, tmp_path):
     assert done.warnings() == ["3 slices belong to no split; left out."]
 
 
+def test_jsons_of_another_split_are_named_and_stay(small_cncb, tmp_path):
+    output = tmp_path / "out"
+    _prepare(small_cncb, output, val=["1", "2"])
+    assert not _prepare(small_cncb, output, val=["1", "2"], mask_types=["merge"]).warnings()
+    for name in ("both_old_train", "notes", "ggo_broken"):
+        (output / f"annotations/{name}.json").write_text("[]")
+    done = _prepare(small_cncb, output, val=["1"], mask_types=["merge"])
+    (warning,) = done.warnings()
+    names = "both_train.json, both_val.json, ggo_train.json, ggo_val.json"
+    assert warning.startswith(f"{output / 'annotations'} keeps") and f": {names}. " in warning and "\n" not in warning
+    assert all(path.is_file() for path in done.of_another_split) and len(done.of_another_split) == 4
+    assert not _prepare(small_cncb, output, val=["1"]).warnings()
+
+
+def test_a_split_prepared_apart_is_of_another_split_only_where_it_shares_patients(small_cncb, tmp_path):
+    pairing = pair_cncb(small_cncb)
+    by_patient = {p: [pair for pair in pairing.pairs if pair.patient_id == p] for p in ("1", "2", "10")}
+
+    def prepare(**splits):
+        chosen = {split: by_patient[patient] for split, patient in splits.items()}
+        return prepare_lesions(pairing, chosen, tmp_path / "out", mask_types=["merge"], progress=False).of_another_split
+
+    assert prepare(test="10") == prepare(train="1", val="2") == ()
+    assert [path.name for path in prepare(train="1", val="10")] == ["merge_test.json"]
+
+
 def test_strict_refuses_files_without_partner(small_cncb):
     check_pairing(pair_cncb(small_cncb))
     (small_cncb / "mask/1/2.png").unlink()
@@ -374,6 +400,14 @@ def test_command_prepares_and_reports(repository, small_cncb, tmp_path):
     assert f"warning: {small_cncb}/image/1/2.jpg has no mask of the same name; left out." in result.stderr
     assert "2 patients, 2 slices, 0 of them without a lesion" in result.stdout
     assert "mine_merge_train, mine_merge_val" in result.stdout
+
+
+def test_command_warns_of_jsons_of_another_split(prepare_cncb, small_cncb, tmp_path, capsys):
+    arguments = ["--source", str(small_cncb), "--output", str(tmp_path / "mine")]
+    assert prepare_cncb.main([*arguments, "--val-patients", "1", "2"]) == 0
+    assert "warning" not in capsys.readouterr().err
+    assert prepare_cncb.main([*arguments, "--val-patients", "1", "--mask-types", "merge"]) == 0
+    assert f"warning: {tmp_path / 'mine/annotations'} keeps jsons of another split" in capsys.readouterr().err
 
 
 def test_command_ends_with_one_line_and_status_2(repository, small_cncb, tmp_path):

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from d2_covid.cli import main
+from d2_covid.data.coco_json import load_lesion_json
 from d2_covid.data.lesion_masks import encode_mask
 from d2_covid.data.near_duplicates import BITS, hamming, near_duplicates, perceptual_hash
 from d2_covid.data.validation import validate
@@ -73,8 +74,17 @@ def test_a_good_folder(folder):
     assert found.compared == "patients"
 
 
+BLANK = np.zeros((48, 64), np.uint8)
+
+
+def _add(folder: Path, name: str, mask: np.ndarray) -> None:
+    _save(folder / "image" / f"{name}.png", _picture(sum(map(ord, name))))
+    _save(folder / "mask" / f"{name}.png", mask)
+
+
 def _empty_mask(folder):
-    _save(folder / "mask/1/2.png", np.zeros((48, 64), np.uint8))
+    _save(folder / "mask/1/2.png", BLANK)
+    _add(folder, "1/10", _lung())
 
 
 def _constant(folder):
@@ -143,6 +153,26 @@ def test_blank_masks_are_no_error_where_no_mask_has_lung(folder):
         mask = np.asarray(Image.open(path))
         _save(path, np.where(mask == 1, 0, mask).astype(np.uint8))
     assert _found(folder) == {"no_lesion": 1}
+
+
+def test_blank_masks_above_and_below_the_lungs_are_no_error(folder):
+    for name in ("1/0", "1/3", "1/4", "2/0", "2/11", "3/1"):
+        _add(folder, name, BLANK)
+    found = validate([folder])
+    assert (found.findings.counts["empty_mask"], found.errors) == (0, 0)
+    _add(folder, "1/5", _lung())
+    between = [str(folder / f"mask/1/{number}.png") for number in (3, 4)]
+    assert [one.file for one in validate([folder]).findings.kept("empty_mask")] == between
+
+
+def test_blank_masks_at_the_ends_of_two_scans_of_a_patient_are_no_error(tmp_path):
+    for name in ("1_1_1", "1_1_3", "1_2_2", "1_2_4"):
+        _add(tmp_path, name, _lung())
+    for name in ("1_1_4", "1_2_1"):
+        _add(tmp_path, name, BLANK)
+    assert "empty_mask" not in _found(tmp_path)
+    _add(tmp_path, "1_1_2", BLANK)
+    assert _found(tmp_path)["empty_mask"] == 1
 
 
 def test_only_the_first_findings_are_kept(folder):
@@ -249,6 +279,31 @@ def test_a_good_json_and_category_ids_with_their_mapping(coco):
     found = validate([coco("train", [1, 2], renumber)])
     (one,) = found.findings.kept("category_ids")
     assert "0 (consolidation) -> 1, 7 (GGO) -> 2" in one.message and found.errors == 1
+
+
+def _two_classes(content):
+    content["categories"].append({"id": 2, "name": "other"})
+    content["info"]["mask_type"] = "merge"
+    content["annotations"][1]["category_id"] = 2
+
+
+REFUSED_CATEGORIES = {
+    "no name": (lambda c: c["categories"][0].pop("name"), "category_ids"),
+    "no id": (lambda c: c["categories"].append({"name": "other"}), "category_ids"),
+    "id of a list": (lambda c: c["categories"].append({"id": [2], "name": "other"}), "category_ids"),
+    "none": (lambda c: c.update(categories=[], annotations=[]), "category_ids"),
+    "two of merge": (_two_classes, "mask_type"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED_CATEGORIES)
+def test_categories_that_training_refuses_are_an_error_with_its_words(name, coco):
+    change, kind = REFUSED_CATEGORIES[name]
+    path = coco("train", [1, 2], change)
+    with pytest.raises(UserError) as refused:
+        load_lesion_json(path)
+    found = validate([path])
+    assert [one.message for one in found.findings.kept(kind)] == [str(refused.value)] and found.errors == 1
 
 
 def test_a_patient_in_two_splits_is_an_error(coco):
@@ -372,3 +427,11 @@ def test_a_dataset_by_name(coco, tmp_path, monkeypatch):
     assert found.splits[0].name == name and len(found.splits[0].slices) == 2 and not found.errors
     with pytest.raises(UserError, match="prepare_cncb"):
         validate([f"{tmp_path.name}_ggo_train"])
+
+
+def test_a_dataset_of_another_mask_type_than_its_name_is_an_error(coco, tmp_path, monkeypatch):
+    coco("ggo_train", [1, 2], lambda content: content["info"].update(mask_type="merge"))
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path.parent))
+    found = validate([f"{tmp_path.name}_ggo_train"])
+    (one,) = found.findings.kept("mask_type")
+    assert found.errors == 1 and "holds 'merge' masks, not 'ggo'" in one.message

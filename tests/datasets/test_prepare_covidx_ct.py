@@ -60,6 +60,18 @@ def test_lists_subset_and_proof(tool, source, monkeypatch, capsys):
     assert tool.main([*arguments, "--seed", "1"]) == 0 and (output / "train.csv").read_bytes() != first
 
 
+def test_lists_of_a_former_run_are_named_and_stay(tool, source, capsys):
+    output = source / "out"
+    every = ("train", "val", "test")
+    rest = ["--subset", "0", "--output", str(output)]
+    for _ in range(2):
+        assert tool.main([*options(source, *every), *rest]) == 0 and capsys.readouterr().err == ""
+    assert tool.main([*options(source, "train"), *rest]) == 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"warning: {output} keeps") and ": val.csv, test.csv. " in line
+    assert (output / "val.csv").is_file()
+
+
 def test_the_papers_list_finds_covidx_images(tool, source, monkeypatch):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(source / "datasets"))
     (source / "train.txt").write_text("0_0_50_0001.png\n2_1_51_0002.png\n")

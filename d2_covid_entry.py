@@ -9,7 +9,16 @@ import sys
 SHOWN = ("torch", "torchvision", "numpy", "pillow", "opencv-python-headless", "pycocotools", "fvcore", "iopath")
 """Of what is required, those whose versions decide most; others are named where they are missing."""
 # OpenCV goes by several names on PyPI; any of them serves.
-ALTERNATIVES = {"opencv-python-headless": ("opencv-python-headless", "opencv-python", "opencv-contrib-python")}
+ALTERNATIVES = {
+    "opencv-python-headless": (
+        "opencv-python-headless",
+        "opencv-python",
+        "opencv-contrib-python-headless",
+        "opencv-contrib-python",
+    )
+}
+# What an import raises, also where a library that a package was built against is not there (PyTorch: OSError).
+FAILED = (ImportError, OSError)
 
 
 def _version(name: str) -> str | None:
@@ -57,13 +66,17 @@ def doctor() -> tuple[str, bool]:
     lines += [(name, versions[name] or "MISSING: pip install " + name) for name in shown]
     healthy = None not in versions.values()
     if versions["torch"] is not None:
-        lines.append(("device", _device()))
+        try:
+            lines.append(("device", _device()))
+        except FAILED as error:
+            healthy = False
+            lines.append(("torch", _does_not_import(error)))
     try:
         import d2_covid
         from d2_covid import compat
-    except ImportError as error:
+    except FAILED as error:
         healthy = False
-        lines.append(("d2_covid", f"DOES NOT IMPORT: {error}"))
+        lines.append(("d2_covid", _does_not_import(error)))
     else:
         import detectron2
 
@@ -81,18 +94,27 @@ def doctor() -> tuple[str, bool]:
     return "\n".join(f"{name:<{width}}  {value}" for name, value in lines), healthy
 
 
+def _does_not_import(error: Exception) -> str:
+    return f"DOES NOT IMPORT: {' '.join(str(error).split())}"
+
+
+def run_doctor() -> int:
+    """Print :func:`doctor`'s report; exit status 0, or 2 where d2_covid cannot run."""
+    text, healthy = doctor()
+    print(text)
+    return 0 if healthy else 2
+
+
 def main() -> int:
     """Run ``d2-covid``; without Detectron2, or another package, say in one line what to run, exit status 2."""
     if sys.argv[1:] == ["doctor"]:
-        text, healthy = doctor()
-        print(text)
-        return 0 if healthy else 2
+        return run_doctor()
     try:
         try:
             from d2_covid.cli import main as command
         except ModuleNotFoundError:
             raise
-        except ImportError as error:  # d2_covid's own, of Detectron2
+        except FAILED as error:  # d2_covid's own, of Detectron2, or a library's
             return _refuse(str(error))
         return command()
     except ModuleNotFoundError as error:

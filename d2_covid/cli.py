@@ -6,10 +6,13 @@ import re
 import sys
 from typing import Callable, Sequence
 
+from detectron2.config import CfgNode
+
+from .config import get_config
 from .engine.children import ended_by_signals
 from .errors import UserError
 
-_KEY = re.compile(r"[A-Z][A-Z0-9_]*(\.[A-Z][A-Z0-9_]*)+")
+_KEY = re.compile(r"([A-Z][A-Z0-9_]*)(\.[A-Z][A-Z0-9_]*)+")
 _TOP_KEYS = ("CUDNN_BENCHMARK", "OUTPUT_DIR", "SEED", "VIS_PERIOD")
 
 
@@ -38,7 +41,7 @@ def parse_with_overrides(parser: argparse.ArgumentParser, argv: Sequence[str] | 
     takes any number of values."""
     argv = list(sys.argv[1:] if argv is None else argv)
     start = len(argv)
-    while start >= 2 and (argv[start - 2] in _TOP_KEYS or _KEY.fullmatch(argv[start - 2])):
+    while start >= 2 and _is_key(argv[start - 2]):
         start -= 2
     if start < len(argv) and "--" not in argv:
         argv.insert(start, "--")
@@ -47,9 +50,17 @@ def parse_with_overrides(parser: argparse.ArgumentParser, argv: Sequence[str] | 
     return args
 
 
+def _is_key(word: str) -> bool:
+    """Whether it is a key at the top of the config or in one of its sections; a file may be called IM1.JPG."""
+    key = _KEY.fullmatch(word)
+    return word in _TOP_KEYS or (key is not None and isinstance(get_config().get(key[1]), CfgNode))
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The parser of ``d2-covid``; each subcommand sets ``run``, which takes the parsed arguments."""
     # Here, since every tool takes run_command from this module, and few need a model.
+    import d2_covid_entry
+
     from .export import command as export_command
     from .inference import models_command, predict_command
     from .visualization import validate_command
@@ -58,8 +69,9 @@ def build_parser() -> argparse.ArgumentParser:
         prog="d2-covid", description="Lung lesions in chest CT. Research software: not a medical device."
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    # Runs before the package is imported (d2_covid_entry); named here so that --help lists it.
-    commands.add_parser("doctor", help="versions, device, what compat had to do, and what is missing")
+    # `d2-covid` runs it before the package is imported (d2_covid_entry).
+    doctor = commands.add_parser("doctor", help="versions, device, what compat had to do, and what is missing")
+    doctor.set_defaults(run=lambda _: d2_covid_entry.run_doctor())
     predict = commands.add_parser("predict", help="find lesions in images, DICOM series and volumes")
     predict_command.add_arguments(predict)
     predict.set_defaults(run=predict_command.run, parser=predict)

@@ -65,6 +65,51 @@ def test_doctor_works_without_detectron2():
     assert "DOES NOT IMPORT: d2_covid needs Detectron2" in result.stdout
 
 
+def _where_torch_raises(error: str, *arguments: str) -> subprocess.CompletedProcess:
+    code = f"""
+import sys
+class Broken:
+    def find_spec(self, name, *_):
+        if name == "torch":
+            raise {error}
+sys.meta_path.insert(0, Broken())
+import d2_covid_entry
+sys.argv[1:] = {list(arguments)!r}
+sys.exit(d2_covid_entry.main())
+"""
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("kind", ["OSError", "ImportError"])
+def test_doctor_works_where_torch_does_not_import(kind):
+    result = _where_torch_raises(f"{kind}('libcudart.so.12: cannot open\\nshared object file')", "doctor")
+    assert result.returncode == 2 and result.stderr == ""
+    lines = dict(line.split(maxsplit=1) for line in result.stdout.splitlines() if "DOES NOT" in line)
+    reason = "DOES NOT IMPORT: libcudart.so.12: cannot open shared object file"
+    assert lines == {"torch": reason, "d2_covid": reason}
+    assert "NOT READY" in result.stdout and "extra " in result.stdout
+
+
+def test_other_commands_where_torch_does_not_import_say_one_line():
+    result = _where_torch_raises("OSError('libcudart.so.12: cannot open')", "predict", "slice.png")
+    assert (result.returncode, result.stderr) == (2, "error: libcudart.so.12: cannot open\n")
+
+
+def test_any_opencv_serves(monkeypatch):
+    def version(name):
+        if name != "opencv-contrib-python-headless":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return "4.10.0"
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    assert d2_covid_entry._version("opencv-python-headless") == "4.10.0"
+
+
+def test_the_module_runs_the_same_doctor(capsys):
+    assert main(["doctor"]) == 0
+    assert capsys.readouterr().out == f"{d2_covid_entry.doctor()[0]}\n"
+
+
 def test_other_commands_without_detectron2_say_one_line():
     result = _without("detectron2", "predict", "slice.png")
     assert result.returncode == 2
@@ -89,6 +134,9 @@ def test_help_names_every_command(capsys):
     [
         (["--files", "a", "b", "MODEL.DEVICE", "cpu", "SEED", "1"], ["a", "b"], ["MODEL.DEVICE", "cpu", "SEED", "1"]),
         (["--files", "NCP", "CP"], ["NCP", "CP"], []),
+        (["--files", "IM1.JPG", "IM2.JPG"], ["IM1.JPG", "IM2.JPG"], []),
+        (["--files", "A.JSON", "B.JSON", "TEST.FAST", "False"], ["A.JSON", "B.JSON"], ["TEST.FAST", "False"]),
+        (["--files", "a", "MODEL.NO_SUCH", "1"], ["a"], ["MODEL.NO_SUCH", "1"]),
         (["--files", "a", "--one", "x", "INPUT.MIN_SIZE_TEST", "-1"], ["a"], ["INPUT.MIN_SIZE_TEST", "-1"]),
         (["--files", "a", "--", "OUTPUT_DIR", "x"], ["a"], ["OUTPUT_DIR", "x"]),
         (["OUTPUT_DIR", "x"], None, ["OUTPUT_DIR", "x"]),

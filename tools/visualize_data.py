@@ -26,11 +26,12 @@ from d2_covid.data.slice_datasets import EVALUATOR_TYPE
 from d2_covid.engine.seeding import seed_number
 from d2_covid.errors import UserError
 from d2_covid.inference.batch import load_model, predict_slices
-from d2_covid.inference.model_source import model_config
+from d2_covid.inference.model_source import keep_scores_from, model_config
 from d2_covid.visualization.gallery import Panel, dataset_panels, find_slices, read_predictions, sample, unique_stems
 from d2_covid.visualization.instances import from_instances
 from d2_covid.visualization.panels import contact_sheet, save_png, slice_panel
 
+from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from tqdm import tqdm
 
@@ -144,7 +145,7 @@ def annotated_panels(args: argparse.Namespace) -> tuple[int, Iterator[Panel | Us
 def image_panels(args: argparse.Namespace) -> tuple[int, Iterator[Panel | UserError]]:
     """How many images of the folder are to be drawn, and their panels, or what is wrong with one."""
     files = sample(find_slices(args.input), args.limit, args.seed)
-    cfg = model_config(args.config_file, args.weights, args.opts)
+    cfg = drawing_config(args)
     model, class_names = load_model(cfg), MASK_TYPES[cfg.DATASETS.MASK_TYPE]
     names = [file.relative_to(args.input) for file in files]
 
@@ -161,6 +162,13 @@ def image_panels(args: argparse.Namespace) -> tuple[int, Iterator[Panel | UserEr
     return len(files), panels()
 
 
+def drawing_config(args: argparse.Namespace) -> CfgNode:
+    """The model's config, with every detection that is to be drawn."""
+    cfg = model_config(args.config_file, args.weights, args.opts)
+    keep_scores_from(cfg, args.score_threshold)
+    return cfg
+
+
 def model_prediction(
     args: argparse.Namespace, class_names: Sequence[str], mask_type: str | None
 ) -> Callable[[dict[str, Any], Any], Any]:
@@ -169,7 +177,7 @@ def model_prediction(
     Args:
         class_names, mask_type: of the dataset; None where its mask type is unknown.
     """
-    cfg = model_config(args.config_file, args.weights, args.opts)
+    cfg = drawing_config(args)
     own = MASK_TYPES[cfg.DATASETS.MASK_TYPE]
     if len(own) != len(class_names) or mask_type not in (None, cfg.DATASETS.MASK_TYPE):
         raise UserError(

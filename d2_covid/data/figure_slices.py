@@ -57,7 +57,8 @@ class PickedSlice:
         for annotation in self.annotations:
             height, width = annotation["segmentation"]["size"]
             check_size({"file_name": self.file, "height": height, "width": width}, *shape)
-            consolidation = self.lesion_classes[annotation["category_id"]] == "consolidation"
+            # By number: a data set of one's own may have other names for the two.
+            consolidation = len(self.lesion_classes) == 2 and annotation["category_id"] == 1
             values[mask_util.decode(annotation["segmentation"]).astype(bool)] = CONSOLIDATION if consolidation else GGO
         return values
 

@@ -11,7 +11,7 @@ import numpy as np
 from ..data.phantom import phantom_patient
 from ..data.preprocessing import read_slice
 from ..errors import UserError
-from ..inference.model_source import resolve_model
+from ..inference.model_source import keep_scores_from, resolve_model
 from ..inference.predictions_json import NOTICE
 from .check import Difference
 from .model import EXAMPLE, MANIFEST, PARTS, ExportOptions, check_export, export_model, plain_model
@@ -65,10 +65,7 @@ def _run(args: argparse.Namespace) -> int:
         print(f"warning: {warning}")
     if args.score_threshold is not None:
         source.cfg.TEST.UNION_SCORE_THRESH = args.score_threshold  # from here on run.py prints, as predict counts
-        # Detectron2 keeps what scores more than its threshold; as much as it counts too.
-        source.cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = float(
-            np.nextafter(np.float32(args.score_threshold), np.float32(-1))
-        )
+        keep_scores_from(source.cfg, args.score_threshold)
     model = plain_model(source.cfg)
     exported = export_model(model, source, options)
     slices += _always_checked(options.slice_size)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Sequence
 
+import numpy as np
 import torch
 from detectron2.config import CfgNode
 
@@ -133,6 +134,12 @@ def model_config(config: str | Path | None, weights: str | Path, opts: Sequence[
     merge_overrides(source.cfg, opts)
     setup.choose_device(source.cfg, opts)
     return source.cfg
+
+
+def keep_scores_from(cfg: CfgNode, score: float) -> None:
+    """Have the model of ``cfg`` give every detection that scores at least so much."""
+    # Detectron2 keeps what scores more than its threshold; as much counts too.
+    cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = float(np.nextafter(np.float32(score), np.float32(-1)))
 
 
 def choose_device(device: str) -> str:

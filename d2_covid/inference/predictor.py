@@ -18,7 +18,7 @@ from ..data.volumes import Series, series_from_array
 from ..errors import UserError
 from .batch import load_model
 from .explanation import explain
-from .model_source import resolve_model
+from .model_source import keep_scores_from, resolve_model
 from .series_result import SeriesResult, SeriesSummary
 from .slice_result import SliceResult, lesion_instances, pack_contributions, paint_labels
 
@@ -65,8 +65,7 @@ class Predictor:
             raise UserError(f"The score threshold must be from 0 to 1, not {self.score_threshold:g}.")
         if not (np.isfinite(self.window).all() and self.window[1] > 0):
             raise UserError(f"A window is a level and a width above 0 in Hounsfield units, not {level:g} {width:g}.")
-        # Detectron2 keeps what scores more than its threshold; as much as it counts too.
-        cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = float(np.nextafter(np.float32(self.score_threshold), np.float32(-1)))
+        keep_scores_from(cfg, self.score_threshold)
         if dtype is not None:
             cfg.TEST.DTYPE = dtype
         self.batch_size = batch_size or (4 if cfg.MODEL.DEVICE == "cpu" else 8)

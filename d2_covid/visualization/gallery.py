@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
+from pycocotools import mask as coco_mask
 
 from ..data.mappers import check_size
 from ..data.pairing import IMAGE_SUFFIXES, natural_key
@@ -67,7 +68,7 @@ def dataset_panels(
 def read_predictions(
     path: str | Path, records: Sequence[Mapping[str, Any]], class_of: Mapping[int, int]
 ) -> Callable[[Mapping[str, Any], np.ndarray], InstanceArrays]:
-    """Predictions of a ``coco_instances_results.json``, looked up by slice.
+    """Predictions of a ``coco_instances_results.json``, looked up by slice; one without a box gets its mask's.
 
     Args:
         records: dataset dicts of the whole dataset that was evaluated.
@@ -77,7 +78,8 @@ def read_predictions(
         What :func:`dataset_panels` takes as ``predict``.
 
     Raises:
-        UserError: the file can't be read, is none of that kind, or belongs to another dataset.
+        UserError: the file can't be read, is none of that kind, or belongs to another dataset; or a prediction has no
+            score, or neither box nor mask.
     """
     try:
         results = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -97,13 +99,28 @@ def read_predictions(
         what = f"slice {sorted(strange, key=str)[0]}" if strange else f"category {min(categories - set(class_of))}"
         raise UserError(f"{path} has predictions for {what}, which the dataset lacks; name the dataset it was made on.")
     for result in results:
+        lacking = _lacking(result)
+        if lacking:
+            what = f"a prediction for slice {result['image_id']} has no {lacking}"
+            raise UserError(f"{path}: {what}; give an evaluation's coco_instances_results.json.")
         if "segmentation" not in result:
             continue
         try:
-            checked_rle(result["segmentation"], *sizes[result["image_id"]], f"A mask for slice {result['image_id']}")
+            rle = checked_rle(
+                result["segmentation"], *sizes[result["image_id"]], f"A mask for slice {result['image_id']}"
+            )
         except UserError as error:
             raise UserError(f"{path} does not fit the dataset: {error} Name the dataset it was made on.") from error
+        if result.get("bbox") is None:
+            result["bbox"] = coco_mask.toBbox(rle).tolist()
     return lambda record, image: from_coco_results(by_slice[record["image_id"]], *image.shape, class_of)
+
+
+def _lacking(result: Mapping[str, Any]) -> str:
+    """What a COCO result can't be drawn without and has not; "" for one that is whole."""
+    if result.get("score") is None:
+        return "score"
+    return "box and no mask" if result.get("bbox") is None and "segmentation" not in result else ""
 
 
 def find_slices(folder: str | Path) -> list[Path]:

@@ -19,15 +19,22 @@ class InstanceArrays:
         classes: (R,) int, 0..K-1.
         masks: (R, H, W) bool, or None where only boxes are known.
         scores: (R,) float in 0..1, or None for ground truth.
+        crowd: (R,) bool, regions that COCO calls ``iscrowd`` and counts for no lesion; None: there are none.
     """
 
     boxes: np.ndarray
     classes: np.ndarray
     masks: np.ndarray | None = None
     scores: np.ndarray | None = None
+    crowd: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.boxes)
+
+    @property
+    def lesions(self) -> np.ndarray:
+        """(R,) bool: which are lesions, and no crowd region."""
+        return np.ones(len(self), bool) if self.crowd is None else ~self.crowd
 
     def select(self, keep: np.ndarray) -> "InstanceArrays":
         """The instances that ``keep``, a boolean mask or indices, picks."""
@@ -36,6 +43,7 @@ class InstanceArrays:
             self.classes[keep],
             None if self.masks is None else self.masks[keep],
             None if self.scores is None else self.scores[keep],
+            None if self.crowd is None else self.crowd[keep],
         )
 
     def above(self, score: float) -> "InstanceArrays":
@@ -51,7 +59,8 @@ def from_dataset_dict(record: Mapping[str, Any]) -> InstanceArrays:
     masks = [
         _decode(a["segmentation"], record["height"], record["width"]) for a in annotations if a.get("segmentation")
     ]
-    return _pack(boxes, classes, masks, None, record["height"], record["width"])
+    crowd = np.array([a.get("iscrowd", 0) for a in annotations], dtype=bool)
+    return _pack(boxes, classes, masks, None, record["height"], record["width"], crowd)
 
 
 def from_coco_results(
@@ -84,7 +93,8 @@ def match(truth: InstanceArrays, predictions: InstanceArrays, iou: float = 0.5) 
     """Which ground-truth instances were found and which predictions found one.
 
     As COCO matches: predictions in descending score, each takes the still free ground truth of its class that it
-    overlaps best, with at least ``iou``. Masks are compared, or boxes where one side has no masks.
+    overlaps best, with at least ``iou``. Masks are compared, or boxes where one side has no masks. Crowd regions are
+    nothing to find; :func:`in_crowd` tells the predictions in them.
 
     Returns:
         found: (G,) bool over the ground truth; correct: (R,) bool over the predictions.
@@ -93,7 +103,7 @@ def match(truth: InstanceArrays, predictions: InstanceArrays, iou: float = 0.5) 
     if not len(truth) or not len(predictions):
         return found, correct
     overlaps = _overlaps(predictions, truth)
-    overlaps[predictions.classes[:, None] != truth.classes[None, :]] = 0.0
+    overlaps[:, ~truth.lesions] = 0.0
     scores = predictions.scores if predictions.scores is not None else np.zeros(len(predictions))
     for row in np.argsort(-scores, kind="stable"):
         candidates = np.where(found, 0.0, overlaps[row])
@@ -103,13 +113,26 @@ def match(truth: InstanceArrays, predictions: InstanceArrays, iou: float = 0.5) 
     return found, correct
 
 
-def _overlaps(first: InstanceArrays, second: InstanceArrays) -> np.ndarray:
-    """Intersection over union, (len(first), len(second)) float."""
-    if first.masks is not None and second.masks is not None:
-        left, right = (_encode(instances.masks) for instances in (first, second))
+def in_crowd(truth: InstanceArrays, predictions: InstanceArrays, correct: np.ndarray, iou: float = 0.5) -> np.ndarray:
+    """Which predictions COCO counts neither as right nor as wrong, (R,) bool: those that found no lesion and lie, with
+    at least ``iou`` of their area, in a crowd region of their class.
+
+    Args:
+        correct: (R,) bool, from :func:`match`.
+    """
+    if not len(predictions) or truth.lesions.all():
+        return np.zeros(len(predictions), bool)
+    return ~correct & (_overlaps(predictions, truth)[:, ~truth.lesions] >= iou).any(axis=1)
+
+
+def _overlaps(predictions: InstanceArrays, truth: InstanceArrays) -> np.ndarray:
+    """Intersection over union, (R, G) float, over the prediction's area in crowd regions; 0 between classes."""
+    if predictions.masks is not None and truth.masks is not None:
+        left, right = (_encode(instances.masks) for instances in (predictions, truth))
     else:
-        left, right = (_xywh(instances.boxes) for instances in (first, second))
-    return np.array(coco_mask.iou(left, right, [0] * len(second)), dtype=float)
+        left, right = (_xywh(instances.boxes) for instances in (predictions, truth))
+    overlaps = np.array(coco_mask.iou(left, right, (~truth.lesions).tolist()), dtype=float)
+    return np.where(predictions.classes[:, None] == truth.classes[None, :], overlaps, 0.0)
 
 
 def _encode(masks: np.ndarray) -> list[dict]:
@@ -124,11 +147,12 @@ def _decode(segmentation: Any, height: int, width: int) -> np.ndarray:
     return coco_mask.decode(to_rle(segmentation, height, width)).astype(bool)
 
 
-def _pack(boxes, classes, masks, scores, height: int, width: int) -> InstanceArrays:
+def _pack(boxes, classes, masks, scores, height: int, width: int, crowd=None) -> InstanceArrays:
     whole = len(masks) == len(boxes)
     return InstanceArrays(
         np.array(boxes, dtype=float).reshape(-1, 4),
         np.array(classes, dtype=int),
         np.array(masks, dtype=bool).reshape(-1, height, width) if whole else None,
         None if scores is None else np.array(scores, dtype=float),
+        crowd,
     )

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from ..data.files import atomic_write
-from .instances import InstanceArrays, match
+from .instances import InstanceArrays, in_crowd, match
 from .overlays import class_colour, display_scale, draw_instances, font, to_rgb
 
 PAPER, INK, QUIET = (18, 20, 23), (238, 240, 242), (168, 174, 182)
@@ -28,7 +28,7 @@ def slice_panel(
     """One slice as it is, beside it with its ground truth, and beside that with what was predicted.
 
     With both, dashed lines mark lesions that no prediction found and predictions that found no lesion, at a mask
-    overlap (IoU) of 0.5.
+    overlap (IoU) of 0.5. Crowd regions, and predictions in them, are drawn, but neither counted nor dashed.
 
     Args:
         image: (H, W) or (H, W, 3) uint8.
@@ -41,8 +41,12 @@ def slice_panel(
     """
     scale = display_scale(*image.shape[:2]) if scale is None else scale
     found = correct = None
+    text = caption(name, truth, predictions)
     if truth is not None and predictions is not None:
         found, correct = match(truth, predictions, MATCH_IOU)
+        aside = in_crowd(truth, predictions, correct, MATCH_IOU)
+        text = caption(name, truth, predictions.select(~aside), found, correct[~aside])
+        found, correct = found | ~truth.lesions, correct | aside
     pictures, titles = [to_rgb(image, scale)], ["slice"]
     if truth is not None:
         pictures.append(draw_instances(image, truth, class_names, matched=found, scale=scale))
@@ -50,7 +54,6 @@ def slice_panel(
     if predictions is not None:
         pictures.append(draw_instances(image, predictions, class_names, matched=correct, scale=scale))
         titles.append("prediction")
-    text = caption(name, truth, predictions, found, correct)
     unmatched = found is not None and not (found.all() and correct.all())
     return side_by_side(pictures, titles, text, class_names, note=UNMATCHED if unmatched else "")
 
@@ -65,8 +68,9 @@ def caption(
     """The slice's name and its counts, in words."""
     parts = [name] if name else []
     if truth is not None:
-        text = f"{len(truth)} lesion{'' if len(truth) == 1 else 's'}"
-        if found is not None and len(truth):
+        lesions = int(truth.lesions.sum())
+        text = f"{lesions} lesion{'' if lesions == 1 else 's'}"
+        if found is not None and lesions:
             text += f", {int(found.sum())} found"
         parts.append(text)
     if predictions is not None:

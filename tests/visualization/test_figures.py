@@ -159,13 +159,14 @@ def test_slices_of_every_class(dataset, number, expected):
     assert [p.file for p in picked] == [p.file for p in dataset_slices(dataset, number, seed=0)[0]]
 
 
-def test_lesions_of_a_dataset_are_its_ground_truth():
+@pytest.mark.parametrize("names", [("GGO", "consolidation"), ("ground glass", "dense"), ("consolidation", "GGO")])
+def test_lesions_of_a_dataset_are_its_ground_truth(names):
     name = "tiny_lesions_for_figures"
     masks = np.zeros((2, 8, 8), bool)
     masks[0, :2], masks[1, 6:] = True, True
     annotations = [{"category_id": k, "segmentation": encode_mask(mask)} for k, mask in enumerate(masks)]
     DatasetCatalog.register(name, lambda: [{"file_name": "a/1.png", "image_id": 1, "annotations": annotations}])
-    MetadataCatalog.get(name).set(evaluator_type="lesion", thing_classes=["GGO", "consolidation"])
+    MetadataCatalog.get(name).set(evaluator_type="lesion", thing_classes=list(names))
     try:
         (found,), classes = dataset_slices(name, 1, seed=0)
     finally:

@@ -46,6 +46,10 @@ def result(image_id: int, score: float) -> dict:
     }
 
 
+def without(*keys: str) -> dict:
+    return {key: value for key, value in result(1, 0.5).items() if key not in keys}
+
+
 def test_panels_carry_patient_slice_and_predictions_above_the_threshold(tmp_path):
     records = [record(tmp_path, 1), record(tmp_path, 2)]
     (tmp_path / "predictions.json").write_text(json.dumps([result(1, 0.9), result(2, 0.3)]))
@@ -91,6 +95,9 @@ def test_a_slice_that_cannot_be_read_costs_no_other_its_panel(tmp_path):
         ),
         (json.dumps([{**result(1, 0.5), "segmentation": {"size": [64, 48]}}]), "mask for slice 1 .* add up to 0"),
         (json.dumps([{**result(1, 0.5), "segmentation": {"counts": [3072]}}]), "mask for slice 1 is of no size"),
+        (json.dumps([without("score")]), "prediction for slice 1 has no score; give"),
+        (json.dumps([{**without("score"), "score": None}]), "prediction for slice 1 has no score; give"),
+        (json.dumps([without("bbox", "segmentation")]), "prediction for slice 1 has no box and no mask; give"),
     ],
 )
 def test_predictions_that_do_not_fit_are_refused(tmp_path, content, message):
@@ -100,6 +107,14 @@ def test_predictions_that_do_not_fit_are_refused(tmp_path, content, message):
     with pytest.raises(UserError, match=message) as caught:
         read_predictions(path, [record(tmp_path, 1)], {1: 0})
     assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [without("bbox"), {**without("bbox"), "bbox": None}])
+def test_a_prediction_without_a_box_gets_that_of_its_mask(tmp_path, content):
+    (tmp_path / "predictions.json").write_text(json.dumps([content]))
+    slices = [record(tmp_path, 1)]
+    predict = read_predictions(tmp_path / "predictions.json", slices, {1: 0})
+    assert predict(slices[0], np.zeros((64, 48), np.uint8)).boxes.tolist() == [[30, 40, 42, 52]]
 
 
 def test_samples_repeat_and_keep_the_order():

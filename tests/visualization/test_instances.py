@@ -1,10 +1,13 @@
 """Instances from every source come out as the same arrays, and are matched as COCO matches."""
 
+from dataclasses import replace
+
 from d2_covid.visualization.instances import (
     InstanceArrays,
     from_coco_results,
     from_dataset_dict,
     from_instances,
+    in_crowd,
     match,
 )
 
@@ -94,6 +97,28 @@ def test_match_wants_the_same_class_and_half_of_the_union():
     # 10x10 squares shifted by s overlap by (10 - s) / (10 + s): 0.54 at 3, 0.43 at 4.
     assert match(truth, made((13, 10, 10), scores=[1]))[1].tolist() == [True]
     assert match(truth, made((14, 10, 10), scores=[1]))[1].tolist() == [False]
+
+
+@pytest.mark.parametrize("masks", [True, False])
+def test_crowd_regions_are_nothing_to_find_and_excuse_what_lies_in_them(masks):
+    crowd = np.array([True, False])
+    truth = replace(made((0, 0, 30), (40, 30, 10), masks=masks), crowd=crowd)
+    assert truth.lesions.tolist() == truth.select(np.array([0, 1])).lesions.tolist() == [False, True]
+    squares = (0, 0, 30), (5, 5, 10), (40, 30, 10), (5, 5, 10), (0, 26, 10)  # fits; in it; the lesion; class; beside it
+    predictions = made(*squares, classes=[0, 0, 0, 1, 0], scores=[0.9] * 5, masks=masks)
+    found, correct = match(truth, predictions)
+    assert found.tolist() == [False, True]
+    assert correct.tolist() == [False, False, True, False, False]
+    assert in_crowd(truth, predictions, correct).tolist() == [True, True, False, False, False]
+
+
+def test_crowd_regions_come_from_the_dataset_dict():
+    annotation = {"bbox": [1, 2, 3, 4], "bbox_mode": BoxMode.XYWH_ABS, "category_id": 0}
+    annotations = [annotation, {**annotation, "iscrowd": 0}, {**annotation, "iscrowd": 1}]
+    record = {"height": 64, "width": 48, "annotations": annotations}
+    assert from_dataset_dict(record).lesions.tolist() == [True, True, False]
+    nothing = from_dataset_dict({"height": 64, "width": 48})
+    assert nothing.lesions.shape == (0,) and not len(in_crowd(nothing, nothing, np.zeros(0, bool)))
 
 
 @pytest.mark.parametrize(("truth", "predictions"), [(0, 0), (0, 2), (2, 0)])

@@ -1,6 +1,9 @@
 """Panels: the right pictures in the right order, captions with true counts, files whole."""
 
+from dataclasses import replace
+
 from d2_covid.errors import UserError
+from d2_covid.visualization import panels
 from d2_covid.visualization.instances import InstanceArrays
 from d2_covid.visualization.panels import caption, contact_sheet, save_png, side_by_side, slice_panel
 
@@ -57,6 +60,18 @@ def test_slice_truth_and_prediction_stand_from_left_to_right():
 )
 def test_captions_count(truth, predictions, found, correct, text):
     assert caption("p", truth, predictions, found, correct) == text
+
+
+def test_crowd_regions_and_what_lies_in_them_are_neither_counted_nor_dashed(monkeypatch):
+    truth = replace(one(10), crowd=np.array([True]))
+    drawn, said = [], []
+    monkeypatch.setattr(panels, "draw_instances", lambda image, *_, matched, **__: drawn.append(matched) or image)
+    monkeypatch.setattr(panels, "side_by_side", lambda pictures, titles, *said_of, note: said.append((*said_of, note)))
+    slice_panel(IMAGE, ["lesion"], truth, one(10, 0.9), name="p", scale=1)
+    slice_panel(IMAGE, ["lesion"], truth, name="p", scale=1)
+    assert drawn[0].tolist() == drawn[1].tolist() == [True]
+    assert [text for text, *_ in said] == ["p · 0 lesions · 0 predicted", "p · 0 lesions"]
+    assert not any(note for *_, note in said)
 
 
 def test_a_long_caption_keeps_to_its_sheet():

@@ -102,6 +102,17 @@ def test_predictions_of_a_model_on_a_dataset_and_on_a_folder(tool, dataset, weig
     assert names(tmp_path / "folder") == ["a_2.png", "b_3.png"]
 
 
+@pytest.mark.parametrize("source", ["predictions", "images"])
+def test_the_score_threshold_goes_below_the_models_own(tool, dataset, weights, tmp_path, monkeypatch, source):
+    drawn, convert = [], tool.from_instances
+    monkeypatch.setattr(tool, "from_instances", lambda found: drawn.append(convert(found)) or drawn[-1])
+    slices = ["--register-lesions", *dataset] if source == "predictions" else ["--input", str(tmp_path / "images")]
+    strict = [*SMALL, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.999"]
+    arguments = ["--source", source, *slices, "--config-file", CONFIG, "--weights", weights, "--limit", "1"]
+    assert tool.main([*arguments, "--score-threshold", "0", "--output", str(tmp_path / "o"), *strict]) == 0
+    assert [len(found.above(0)) for found in drawn] == [5]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

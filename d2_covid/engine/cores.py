@@ -32,9 +32,10 @@ def _quotas(root: Path, own: Path) -> Iterator[float]:
             top = root / controllers
             # Seen from inside a container, its own group is the top, whatever the path says.
             for group in {top, *(top / part for part in _with_parents(path))}:
-                limit, period = (_text(group / "cpu.max").split() or ["max", "1"])[:2]
-                if controllers:
+                if controllers:  # the first version
                     limit, period = (_text(group / f"cpu.cfs_{name}_us") or "-1" for name in ("quota", "period"))
+                else:
+                    limit, period = (_text(group / "cpu.max").split() or ["max", "1"])[:2]
                 if limit != "max" and float(limit) > 0 < float(period):
                     yield float(limit) / float(period)
 

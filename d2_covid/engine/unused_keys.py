@@ -30,13 +30,13 @@ _OF_STEPS = {
 }
 
 # What counts in place of a key: with SOLVER.EPOCHS above 0, and with 0.
-WITH_EPOCHS = {
+_WITH_EPOCHS = {
     "SOLVER.MAX_ITER": "SOLVER.EPOCHS",
     "SOLVER.STEPS": "SOLVER.STEP_FRACTIONS",
     "SOLVER.CHECKPOINT_PERIOD": "SOLVER.CHECKPOINT_EPOCHS",
     "TEST.EVAL_PERIOD": "TEST.EVAL_EPOCHS",
 }
-_WITHOUT_EPOCHS = {instead: key for key, instead in WITH_EPOCHS.items() if key != "SOLVER.MAX_ITER"}
+_WITHOUT_EPOCHS = {instead: key for key, instead in _WITH_EPOCHS.items() if key != "SOLVER.MAX_ITER"}
 
 
 def check_evaluation_keys(cfg: CfgNode) -> None:
@@ -72,7 +72,7 @@ def check_typed_keys(cfg: CfgNode, opts: Sequence[str]) -> None:
         UserError: names the key, and the one that counts.
     """
     epochs = cfg.SOLVER.EPOCHS
-    counting = WITH_EPOCHS if epochs > 0 else _WITHOUT_EPOCHS
+    counting = _WITH_EPOCHS if epochs > 0 else _WITHOUT_EPOCHS
     for key in opts[::2]:
         if key in counting and _value(cfg, key):
             way_out = " (or SOLVER.EPOCHS 0)" if epochs > 0 else ""

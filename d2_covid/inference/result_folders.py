@@ -43,7 +43,7 @@ class ResultFolders:
         Of a result that does not say what it is of, from an earlier version, the name alone decides.
         """
         own = [name for name, known in self._sources.items() if known and not known.isdisjoint(sources)]
-        if self._sources.get(identifier, frozenset("?")) is None:
+        if identifier in self._sources and self._sources[identifier] is None:
             own.append(identifier)
         names = [identifier] if identifier in own else sorted(own, key=natural_key)
         name = next(name for name in chain(names, self._free(identifier)) if name.lower() not in self._claimed)

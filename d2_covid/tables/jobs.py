@@ -11,7 +11,7 @@ from ..data.files import sha256_of
 from ..engine.checkpoint import FINAL
 from ..engine.setup import choose_device
 from .models import SEGMENTATION, TableModel
-from .options import IDLE, WORKERS
+from .options import WORKERS
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,6 @@ class Run:
         folder: its ``OUTPUT_DIR``.
         dataset: that it is evaluated on.
         detector: of a classifier, the checkpoint that it starts from.
-        noted_idle: overrides that decide nothing, by which an earlier version knew the run nevertheless.
     """
 
     kind: str
@@ -37,7 +36,6 @@ class Run:
     training_slices: int
     test_slices: int
     detector: Path | None = None
-    noted_idle: tuple[tuple[str, str], ...] = ()
 
     @property
     def name(self) -> str:
@@ -75,8 +73,7 @@ class Run:
         start = overrides.pop("MODEL.WEIGHTS", "")
         if Path(start).is_file():
             start = sha256_of(start)  # a classifier is trained anew when its Mask R-CNN changes
-        free = ("MODEL.DEVICE", WORKERS, *IDLE)
-        decisive = {key: value for key, value in overrides.items() if key not in free} | dict(self.noted_idle)
+        decisive = {key: value for key, value in overrides.items() if key not in ("MODEL.DEVICE", WORKERS)}
         return [self.kind, self.model.name, self.seed, recipe, decisive, start]
 
 

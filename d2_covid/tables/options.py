@@ -1,21 +1,14 @@
 """What the user chooses for the tables, beside the data."""
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..engine.unused_keys import WITH_EPOCHS
 from ..errors import UserError
 from .models import CLASSIFICATION, SEGMENTATION, TableModel
-from .settings import known_overrides
 
 IMAGENET = "imagenet"
 WORKERS = "DATALOADER.NUM_WORKERS"
-"""The config key that changes no result, nor what a training does."""
-# Nor do these change a result: with epochs, which every table's training counts, the first never count, and the others
-# say when to save and to evaluate on the way.
-IDLE = (*WITH_EPOCHS, "SOLVER.CHECKPOINT_EPOCHS", "TEST.EVAL_EPOCHS")
-_IDLE_PAIR = re.compile(rf"(?:^| )({'|'.join(map(re.escape, IDLE))}) (\(.*?\)|\[.*?\]|\S+)")
+"""The config key that changes no result."""
 
 # Set by the options that say the same, or by the tables' own needs.
 _RESERVED = ("SEED", "OUTPUT_DIR", "MODEL.WEIGHTS", "MODEL.DEVICE", "DATASETS.", "SOLVER.EPOCHS")
@@ -68,17 +61,7 @@ class Options:
     def deciding_overrides(self) -> str:
         """The overrides that bear on results."""
         pairs = zip(self.overrides[::2], self.overrides[1::2], strict=True)
-        return " ".join(f"{key} {value}" for key, value in pairs if key not in (WORKERS, *IDLE))
-
-    def noted_overrides(self, kind: str) -> str:
-        """The deciding overrides as the output folder is to note them: earlier versions noted idle keys with them, and
-        what is noted stays, for finished runs are known by it."""
-        known, now = known_overrides(self.output, kind), self.deciding_overrides
-        return known if _IDLE_PAIR.sub("", known).strip() == now else now
-
-    def noted_idle(self, kind: str) -> tuple[tuple[str, str], ...]:
-        """Keys and values of idle overrides that an earlier version noted for the runs of a kind."""
-        return tuple(_IDLE_PAIR.findall(self.noted_overrides(kind)))
+        return " ".join(f"{key} {value}" for key, value in pairs if key != WORKERS)
 
     @property
     def data(self) -> Path:

@@ -71,7 +71,7 @@ def make_plan(options: Options, tables: Sequence[int], lesions: LesionSet | None
             "recipe": options.recipe,
             "epochs": options.epochs,
             "init": _spellings(options.init),
-            "overrides": options.noted_overrides(SEGMENTATION),
+            "overrides": options.deciding_overrides,
             "split": " ".join(lesions.split),
             "lesion set": lesions.fingerprint,
         }
@@ -92,7 +92,7 @@ def make_plan(options: Options, tables: Sequence[int], lesions: LesionSet | None
         settings[CLASSIFICATION] = {
             "recipe": options.recipe,
             "classifier epochs": options.classifier_epochs,
-            "overrides": options.noted_overrides(CLASSIFICATION),
+            "overrides": options.deciding_overrides,
             "weights": _spellings(options.weights_dir or ""),
             "subset": classes.subset,
             "lists": classes.fingerprint,
@@ -159,7 +159,6 @@ def _segmentation_run(options: Options, lesions: LesionSet, model: TableModel, s
         f"{LESION_SET}_{model.segmentation.mask_type}_val",
         lesions.slices["train"],
         lesions.slices["val"],
-        noted_idle=options.noted_idle(SEGMENTATION),
     )
 
 
@@ -178,7 +177,6 @@ def _classification_run(options: Options, classes: ClassSet, model: TableModel, 
         classes.training_slices,
         classes.test_slices,
         detector,
-        options.noted_idle(CLASSIFICATION),
     )
 
 

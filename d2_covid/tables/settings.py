@@ -52,11 +52,6 @@ def known_departures(output: Path, kind: str) -> list[str] | None:
     return _read(output).get(_DEPARTURES, {}).get(kind)
 
 
-def known_overrides(output: Path, kind: str) -> str:
-    """The config overrides that the runs of a kind in an output folder were begun with; "" where there is none."""
-    return _read(output).get(kind, {}).get("overrides", "")
-
-
 def _spellings(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 

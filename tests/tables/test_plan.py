@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from d2_covid.errors import UserError
-from d2_covid.tables.models import CLASSIFICATION, MODELS, RECIPES, SEGMENTATION, choose_models
+from d2_covid.tables.models import CLASSIFICATION, MODELS, SEGMENTATION, choose_models
 from d2_covid.tables.options import Options
 from d2_covid.tables.plan import earlier_runs, make_plan, printed
 from d2_covid.tables.settings import check_settings, note_settings
@@ -200,15 +200,6 @@ def test_what_decides_a_run_is_what_its_config_says_and_no_path(tmp_path):
         path.write_text(content)
     one, same, other = (inputs("VERSION: 2\n", overrides=("MODEL.WEIGHTS", str(path))) for path in start)
     assert one == same != other
-
-
-def test_every_training_counts_epochs_so_keys_of_iterations_decide_nothing(tmp_path):
-    for recipe in RECIPES:
-        names = [model.name for model in choose_models(None, [SEGMENTATION, CLASSIFICATION], recipe)]
-        plan = make_plan(options(tmp_path, *names, recipe=recipe), [2, 3], LESIONS, CLASSES)
-        assert all(run.config().SOLVER.EPOCHS > 0 for run in plan.runs)
-    overrides = ("SOLVER.STEPS", "(6, 8)", "SOLVER.BASE_LR", "0.1", "TEST.EVAL_EPOCHS", "1.0")
-    assert options(tmp_path, overrides=overrides).deciding_overrides == "SOLVER.BASE_LR 0.1"
 
 
 def test_runs_of_an_earlier_command_keep_their_rows(tmp_path):

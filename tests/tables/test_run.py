@@ -11,7 +11,6 @@ from d2_covid.tables.models import MODELS
 from d2_covid.tables.options import Options
 from d2_covid.tables.plan import make_plan
 from d2_covid.tables.run import carry_out, run_logged, waiting_runs
-from d2_covid.tables.settings import SETTINGS, note_settings
 from d2_covid.tables.sources import ClassSet, LesionSet
 
 import pytest
@@ -162,30 +161,6 @@ def test_other_settings_are_refused(tmp_path):
         do(same, Scripts(same))
     with pytest.raises(UserError, match="have epochs None, and now it is 3; give another --output"):
         do(plan_for(tmp_path, "R18", epochs=3), None)
-
-
-RATE, RARELY = ("SOLVER.BASE_LR", "0.1"), ("SOLVER.CHECKPOINT_EPOCHS", "5.0")
-
-
-def test_keys_that_decide_nothing_may_come_and_go(tmp_path):
-    do(plan := plan_for(tmp_path, "R18", overrides=(*RATE, *RARELY)), Scripts(plan))
-    for overrides in (RATE, (*RATE, "TEST.EVAL_EPOCHS", "2.0")):
-        plan = plan_for(tmp_path, "R18", overrides=overrides)
-        assert waiting_runs(plan) == [] and do(plan, scripts := Scripts(plan)) == {} and scripts.commands == []
-
-
-def test_a_folder_begun_with_keys_that_decide_nothing_goes_on_without_them(tmp_path):
-    earlier = f"SOLVER.STEPS (6, 8) {' '.join(RATE)} TEST.EVAL_PERIOD 500"
-    begun = plan_for(tmp_path, "R18", overrides=RATE).settings["segmentation"]
-    note_settings(tmp_path, {"segmentation": begun | {"overrides": earlier}}, {})
-    do(plan := plan_for(tmp_path, "R18", overrides=RATE), Scripts(plan))
-    # As the earlier version knew its runs; what it finished is not trained anew, whatever is typed of such keys.
-    known = {"SEED": "0", "SOLVER.BASE_LR": "0.1", "SOLVER.STEPS": "(6, 8)", "TEST.EVAL_PERIOD": "500"}
-    assert plan.runs[0].inputs()[4] == known and earlier in (tmp_path / SETTINGS).read_text()
-    for overrides in (RATE, (*RATE, *RARELY)):
-        assert waiting_runs(plan_for(tmp_path, "R18", overrides=overrides)) == []
-    with pytest.raises(UserError, match="have overrides 'SOLVER.STEPS .*', and now it is ''; give another --output"):
-        do(plan_for(tmp_path, "R18"), None)
 
 
 def test_scripts_are_logged_and_the_last_line_is_the_reason(tmp_path, capfd):

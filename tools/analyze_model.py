@@ -12,7 +12,7 @@ from d2_covid.config import config_dir
 from d2_covid.errors import UserError
 from d2_covid.modeling.backbone import truncation_of
 from d2_covid.modeling.complexity import count_flops, count_parameters, fpn_input_surplus
-from d2_covid.zoo.paper_figures import size_of
+from d2_covid.paper_tables import size_of
 
 from detectron2.modeling import build_model
 from tabulate import tabulate
@@ -78,7 +78,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     rows = [analyze(path, args.size, args.opts) for path in files]
     headers = ["model", "total", "paper", "trainable", "paper", "backbone", "rpn", "box", "mask", "sum", "difference"]
     print("Millions of parameters (totals with BatchNorm statistics, as in the paper), billions of multiply-adds")
-    print(f"for one {args.size}x{args.size} image, at the largest number of RoIs that the config allows.")
+    print(f"for one {args.size}x{args.size} image, at the largest number of RoIs that the config allows; module S,")
+    print("below 0.01, is left out.")
     print(tabulate(rows, headers, disable_numparse=True))
     return 0
 

@@ -17,7 +17,7 @@ from ..engine.evaluation import evaluate
 from ..engine.loader import SeededSamples
 from ..engine.tasks import task_of
 from ..engine.trainer import Trainer
-from ..zoo.paper_figures import ClassificationRow, SegmentationRow, classification_row, segmentation_row
+from ..paper_tables import ClassificationRow, SegmentationRow, classification_row, segmentation_row
 from .aims import RATE, SCHEDULE, SECONDS, aimed, gpu_aims
 from .context import PLAIN, Bench, build_candidate, fast_name
 from .machine import describe_machine

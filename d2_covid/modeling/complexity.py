@@ -40,13 +40,14 @@ def count_flops(model: GeneralizedRCNN, size: int = 512) -> Counter:
     """Multiply-adds for one ``size`` x ``size`` image, by part, at the largest number of RoIs the config allows.
 
     The RPN passes on as many proposals as ``RPN.POST_NMS_TOPK_TEST``, and the mask head sees as many detections as
-    ``TEST.DETECTIONS_PER_IMAGE``; an image with fewer costs less. Pooling, NMS and pasting are not counted.
+    ``TEST.DETECTIONS_PER_IMAGE``; an image with fewer costs less. Pooling, NMS, pasting and the classifier's
+    module S, which costs a few millions at most, are not counted.
 
     Args:
         size: side of the image, 1 or more; counted is what the model pads it to, a multiple of its stride.
 
     Returns:
-        ``{"backbone": ..., "rpn": ..., "box": ..., "mask": ..., "image": ...}``; a part that is absent counts 0.
+        ``{"backbone": ..., "rpn": ..., "box": ..., "mask": ...}``; a part that is absent counts 0.
     """
     was_training = model.training
     model.eval()

@@ -14,11 +14,11 @@ from torch.nn import functional as F
 from .fast_boxes import FastBoxPredictor, Predictions, can_be_fast_predictor
 from .fast_convs import FastConv, can_be_fast
 from .fast_mask_head import FastMaskHead, can_be_fast_mask_head
-from .ranking import RankedBatch, rank_detections
+from .ranking import RankedBatch
 from .roi_align import feature_table, groups_by_reach, roi_align_matrix
-from .roi_features import can_be_quick, first_convolution, pool, roi_options, rois_of
+from .roi_features import can_be_quick, first_convolution, pool, roi_options
 from .roi_heads import CovidROIHeads, LesionROIHeads
-from .roi_pooling import pool_boxes
+from .roi_pooling import pool_boxes, rois_of
 
 ROIS_AT_ONCE = 256
 """RoIs that are pooled, then go through the box head, on a CPU: what they take, 13 MB, stays in the cache."""
@@ -161,6 +161,8 @@ class FastROIHeads(nn.Module):
 class FastCovidROIHeads(FastROIHeads):
     """Stands in for :class:`CovidROIHeads` in inference."""
 
+    rank = CovidROIHeads.rank
+
     def __init__(self, heads: CovidROIHeads):
         super().__init__(heads)
         self.image_classifier = heads.image_classifier
@@ -181,13 +183,6 @@ class FastCovidROIHeads(FastROIHeads):
         instances, _ = self.box_predictor.inference(predictions, proposals)
         instances = self.forward_with_given_boxes(features, instances)
         return instances, {"image_logits": image_logits, "ranked": ranked}
-
-    def rank(self, predictions: Predictions, proposals: list[Instances]) -> RankedBatch:
-        """The ranked batch of the box head's predictions."""
-        scores = torch.cat(self.box_predictor.predict_probs(predictions, proposals))[:, :-1]
-        boxes = torch.cat(self.box_predictor.predict_boxes(predictions, proposals))
-        counts, sizes = [len(p) for p in proposals], [p.image_size for p in proposals]
-        return rank_detections(scores, predictions[1], boxes, counts, sizes, **vars(self.ranking))
 
 
 def fast_heads(heads: nn.Module) -> FastROIHeads | None:

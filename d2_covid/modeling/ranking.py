@@ -104,12 +104,12 @@ def rank_detections(
     image_sizes: list[tuple[int, int]],
     *,
     num_rois: int,
-    features: str = "deltas",
-    score_thresh: float = -0.01,
-    nms_thresh: float = 0.75,
-    drop_empty: bool = True,
-    padding: str = "even",
-    padding_seed: int = 0,
+    features: str,
+    score_thresh: float,
+    nms_thresh: float,
+    drop_empty: bool,
+    padding: str,
+    padding_seed: int,
 ) -> RankedBatch:
     """Rank each image's detections by score and fill exactly D rows with them.
 

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from .roi_align import feature_table, interpolate, roi_align, roi_align_matrix
 from .roi_conv import convolved_rois, roi_align_conv
-from .roi_pooling import pool_boxes
+from .roi_pooling import pool_boxes, rois_of
 
 ROIS_AT_ONCE = 256
 """RoIs pooled at a time where nothing is kept of them; 13 MB for the paper's box head."""
@@ -44,13 +44,6 @@ def can_be_quick(pooler: nn.Module | None, features: list[torch.Tensor]) -> bool
         return False
     level = pooler.level_poolers[0]
     return type(level) is ROIAlign and level.aligned and features[0].device.type == "cpu"
-
-
-def rois_of(boxes: list[Boxes]) -> torch.Tensor:
-    """(R, 5) rows ``[image, x0, y0, x1, y1]`` of N images' boxes."""
-    images = torch.arange(len(boxes)).repeat_interleave(torch.tensor([len(x) for x in boxes]))
-    tensor = torch.cat([x.tensor for x in boxes]).detach().float()
-    return torch.cat([images[:, None].to(tensor), tensor], dim=1)
 
 
 def roi_options(pooler: ROIPooler, features: list[torch.Tensor]) -> dict:

@@ -18,10 +18,10 @@ from detectron2.structures import Boxes, ImageList, Instances
 from torch import nn
 
 from ..errors import UserError, check_choice
+from . import roi_features
 from .box_predictor import LesionBoxPredictor
 from .image_classifier import LOSSES, ImageClassifier, image_loss
 from .ranking import FEATURES, PADDING, RankedBatch, rank_detections
-from .roi_features import box_features, mask_logits
 from .roi_targets import BatchedTraining
 
 
@@ -56,7 +56,7 @@ class LesionROIHeads(BatchedTraining, StandardROIHeads):
         features = [features[name] for name in self.box_in_features]
         if not self.fast_pooling:
             return self.box_head(self.box_pooler(features, boxes))
-        return box_features(self.box_pooler, self.box_head, features, boxes)
+        return roi_features.box_features(self.box_pooler, self.box_head, features, boxes)
 
     def _forward_box(
         self, features: dict[str, torch.Tensor], proposals: list[Instances]
@@ -74,7 +74,7 @@ class LesionROIHeads(BatchedTraining, StandardROIHeads):
         features = [features[name] for name in self.mask_in_features]
         if not self.fast_pooling:
             return self.mask_head.layers(self.mask_pooler(features, boxes))
-        return mask_logits(self.mask_pooler, self.mask_head, features, boxes)
+        return roi_features.mask_logits(self.mask_pooler, self.mask_head, features, boxes)
 
     def _forward_mask(
         self, features: dict[str, torch.Tensor], instances: list[Instances]
@@ -98,13 +98,13 @@ class LesionROIHeads(BatchedTraining, StandardROIHeads):
 class RankingOptions:
     """How an image's detections become its ranked batch: the keyword arguments of :func:`rank_detections`."""
 
-    num_rois: int = 128
-    features: str = "deltas"
-    score_thresh: float = -0.01
-    nms_thresh: float = 0.75
-    drop_empty: bool = True
-    padding: str = "even"
-    padding_seed: int = 0
+    num_rois: int
+    features: str
+    score_thresh: float
+    nms_thresh: float
+    drop_empty: bool
+    padding: str
+    padding_seed: int
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> "RankingOptions":

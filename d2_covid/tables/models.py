@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..config import config_dir
 from ..errors import UserError
-from ..zoo.paper_figures import TABLE_3, ClassificationRow, SegmentationRow, segmentation_row
+from ..paper_tables import TABLE_3, ClassificationRow, SegmentationRow, segmentation_row
 
 RECIPES = ("paper", "tuned")
 SEGMENTATION, CLASSIFICATION = "segmentation", "classification"

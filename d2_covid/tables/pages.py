@@ -9,8 +9,8 @@ from typing import Any
 from tabulate import tabulate
 
 from ..data.files import atomic_write, write_json
+from ..paper_tables import TABLE_2, TABLE_2_NOTES, TABLE_3, TABLE_3_NOTES
 from ..visualization.result_rows import counted
-from ..zoo.paper_figures import TABLE_2, TABLE_2_NOTES, TABLE_3, TABLE_3_NOTES
 from ..zoo.words import WILSON
 from .models import CLASSIFICATION, MODELS, SEGMENTATION
 from .plan import TABLE_OF, Plan
@@ -33,6 +33,11 @@ MEASURES = {
     CLASSIFICATION: "Sensitivity: share of a class's slices that are called so. Overall: share of all slices whose "
     "class is right. One slice is one case.",
 }
+READ_BY_S = (
+    "Unless overridden, module S reads the box head's regression output, as in the paper's program (its text: box "
+    "coordinates), and too few detections are repeated evenly, so that results repeat (its text: sampled)."
+)
+ALL_AS_THERE = "All as in the paper, or in its program and lists where its text is silent or differs."
 NONE = "–"
 
 
@@ -77,7 +82,7 @@ def markdown(plan: Plan, kind: str, outcomes: Sequence[Outcome], command: str) -
         "More of the same models:",
         _table(["Model", *(column.head for column in more)], further),
         _bullets(notes),
-        "**Not the paper's experiment:**" if departures else "All as in the paper, as far as its text and lists say.",
+        "**Not the paper's experiment:**" if departures else ALL_AS_THERE,
         *([_bullets(departures)] if departures else []),
         "Research software: not a medical device. These figures hold for the data named here, and for no other.",
         f"## Reported, not measured: {PAPER_HEADING[kind]}",
@@ -199,7 +204,7 @@ def _how(plan: Plan, kind: str, outcomes: Sequence[Outcome]) -> list[str]:
         lines += [f"{seen}. Lesions: {lesions}.", MEASURES[kind].format(**facts["settings"])]
     else:
         shares = ", ".join(f"{n} {name}" for name, n in facts["slices_by_class"].items())
-        lines += [f"{seen} that the classifiers were not trained on ({shares}).", MEASURES[kind]]
+        lines += [f"{seen} that the classifiers were not trained on ({shares}).", MEASURES[kind], READ_BY_S]
     lines.append(_intervals(done))
     devices = sorted({outcome.facts["device"] for outcome in done if outcome.facts["device"]})
     left_out = "evaluation" if kind == SEGMENTATION else "evaluation, and ranking detections ahead of training,"

@@ -10,7 +10,7 @@ from ..data.slice_lists import IMAGE_CLASSES, ListedSlice, count_by_class, read_
 from ..data.slices import find_images
 from ..data.splits import Splits, split_by_fraction, split_by_lists, split_by_patients
 from ..errors import UserError
-from ..zoo.paper_figures import TEST_SLICES, TRAINING_SLICES, VALIDATION_PATIENTS
+from ..paper_tables import TEST_SLICES, TRAINING_SLICES, VALIDATION_PATIENTS
 
 PAPER_SPLIT = ("--val-patients", *map(str, VALIDATION_PATIENTS))
 """Arguments of ``prepare_cncb.py`` for the split of the lists that are published with the paper's program."""

@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from . import paper_figures
+from .. import paper_tables
 from .markdown import markdown
 from .peers import peer_section
 from .summary import Group, groups_of, phantom_groups, started_elsewhere, stem_of
@@ -131,12 +131,12 @@ def _papers() -> str:
     """The paper's own figures, apart from all others."""
     lesions = [
         [row.words, _millions(row.name), *_percent(row.ap50, row.ap75, row.ap), f"{row.minutes:g}"]
-        for row in paper_figures.TABLE_2
+        for row in paper_tables.TABLE_2
     ]
     classes = [
         [row.words, _millions(row.name), *_percent(row.covid, row.pneumonia, row.control, row.accuracy)]
         + [f"{row.minutes:g}"]
-        for row in paper_figures.TABLE_3
+        for row in paper_tables.TABLE_3
     ]
     parts = [
         "## The paper's own figures, on its own data",
@@ -146,13 +146,13 @@ def _papers() -> str:
         "",
         markdown(["model", "parameters", "AP50", "AP75", "AP", "minutes"], lesions),
         "",
-        *(f"- {note}" for note in paper_figures.TABLE_2_NOTES),
+        *(f"- {note}" for note in paper_tables.TABLE_2_NOTES),
         "",
         "Class sensitivity and overall accuracy on COVIDx-CT's test split (Table 3; parameters: Table 1):",
         "",
         markdown(["model", "parameters", "COVID-19", "pneumonia", "control", "accuracy", "minutes"], classes),
         "",
-        *(f"- {note}" for note in paper_figures.TABLE_3_NOTES),
+        *(f"- {note}" for note in paper_tables.TABLE_3_NOTES),
     ]
     return "\n".join(parts)
 
@@ -162,7 +162,7 @@ def _percent(*values: float) -> list[str]:
 
 
 def _millions(name: str) -> str:
-    size = paper_figures.size_of(name)
+    size = paper_tables.size_of(name)
     return "–" if size is None else f"{size.total:.2f} M"
 
 

@@ -6,6 +6,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 SIZE = (100, 200)
+OPTIONS = {
+    "features": "deltas",
+    "score_thresh": -0.01,
+    "nms_thresh": 0.75,
+    "drop_empty": True,
+    "padding": "even",
+    "padding_seed": 0,
+}
 
 
 def detections(scores, boxes=None, deltas=None):
@@ -23,7 +31,8 @@ def detections(scores, boxes=None, deltas=None):
 
 def rank(scores, deltas, boxes, counts=None, sizes=None, num_rois=5, **options):
     counts = counts or [len(scores)]
-    return rank_detections(scores, deltas, boxes, counts, sizes or [SIZE] * len(counts), num_rois=num_rois, **options)
+    sizes = sizes or [SIZE] * len(counts)
+    return rank_detections(scores, deltas, boxes, counts, sizes, num_rois=num_rois, **{**OPTIONS, **options})
 
 
 # --- repeat_in_place -------------------------------------------------------------------------------------------------

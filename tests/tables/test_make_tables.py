@@ -4,8 +4,8 @@ import csv
 import json
 
 from d2_covid.errors import UserError
+from d2_covid.paper_tables import TABLE_2, TABLE_3
 from d2_covid.tables import estimate
-from d2_covid.zoo.paper_figures import TABLE_2, TABLE_3
 
 import pytest
 

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 from d2_covid.tables.models import CLASSIFICATION, MODELS, SEGMENTATION
@@ -11,7 +12,7 @@ from d2_covid.tables.options import Options
 from d2_covid.tables.pages import as_json, csv_text, in_order, markdown, write_table
 from d2_covid.tables.plan import make_plan
 from d2_covid.tables.rows import COLUMNS, Figure, Outcome, Spread, outcome_of, spread, training_minutes
-from d2_covid.tables.sources import ClassSet, LesionSet
+from d2_covid.tables.sources import PAPER_SPLIT, ClassSet, LesionSet
 
 import pytest
 
@@ -134,7 +135,15 @@ def test_a_page_says_how_intervals_of_classes_were_made(tmp_path, patients, unit
     for path in (run.final, run.results):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(results))
-    assert words in markdown(plan, CLASSIFICATION, [outcome_of(run, {})], "python ...")
+    page = markdown(plan, CLASSIFICATION, [outcome_of(run, {})], "python ...")
+    assert words in page and "in the paper's program (its text: box coordinates)" in page
+
+
+def test_a_page_without_departures_follows_the_program_where_the_text_does_not_tell(tmp_path):
+    lesions = replace(LESIONS, split=PAPER_SPLIT, slices={"train": 650, "val": 100})
+    plan = make_plan(Options(tmp_path, (MODELS["R18"],)), [2], lesions, None)
+    page = markdown(plan, SEGMENTATION, [Outcome(run, "not done") for run in plan.runs], "python ...")
+    assert "All as in the paper, or in its program and lists where its text is silent or differs." in page
 
 
 def test_a_table_before_anything_has_run(tmp_path):

@@ -3,8 +3,8 @@
 import shutil
 
 from d2_covid.errors import UserError
+from d2_covid.paper_tables import VALIDATION_PATIENTS
 from d2_covid.tables.sources import PAPER_SPLIT, find_class_set, find_lesion_set
-from d2_covid.zoo.paper_figures import VALIDATION_PATIENTS
 
 import numpy as np
 import pytest

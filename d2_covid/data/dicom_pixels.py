@@ -105,11 +105,33 @@ def _jpeg_size(stream: bytes) -> tuple[int, int, int] | None:
 
 
 def _jpeg2000_size(stream: bytes) -> tuple[int, int, int] | None:
-    """(rows, columns, components) of a JPEG 2000 code stream, bare as DICOM has it: its first segment is its size."""
+    """(rows, columns, components) of a JPEG 2000 code stream: its first segment is its size.
+
+    DICOM has it bare; some software leaves it in the boxes of a JP2 file, which decoders take, too.
+    """
+    if stream.startswith(_JP2_SIGNATURE):
+        stream = _code_stream(stream)
     if stream[:4] != b"\xff\x4f\xff\x51" or len(stream) < 42:
         return None
     right, bottom, left, top, components = struct.unpack(">4I16xH", stream[8:42])
     return bottom - top, right - left, components
+
+
+def _code_stream(boxes: bytes) -> bytes:
+    """The first code stream in the boxes of a JP2 file; empty if there is none."""
+    at = 0
+    while at + 8 <= len(boxes):
+        length, kind = struct.unpack(">I4s", boxes[at : at + 8])
+        begin = at + 8
+        if length == 1:  # what follows is the length, in 64 bits
+            begin, length = at + 16, int.from_bytes(boxes[at + 8 : at + 16], "big")
+        end = at + length if length else len(boxes)  # 0: to the end
+        if end < begin:
+            break
+        if kind == b"jp2c":
+            return boxes[begin:end]
+        at = end
+    return b""
 
 
 def _check_decoder(frame: DicomFrame, syntax: str) -> None:
@@ -138,6 +160,7 @@ def _missing_decoder(syntax: str) -> str | None:
 # Start of frame, of any process; 0xF7 is JPEG-LS's.
 _JPEG_FRAMES = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
 _JPEG_SCAN, _JPEG_HIERARCHY = 0xDA, 0xDE
+_JP2_SIGNATURE = b"\x00\x00\x00\x0cjP  "
 _STREAM_SIZES = {
     **{f"1.2.840.10008.1.2.4.{number}": _jpeg_size for number in (50, 51, 57, 70, 80, 81)},
     **{f"1.2.840.10008.1.2.4.{number}": _jpeg2000_size for number in (90, 91, 201, 202, 203)},

@@ -88,7 +88,8 @@ def _drop_repeated_files(stack: Stack) -> None:
 
 def _sort_by_location_and_number(stack: Stack) -> None:
     locations = np.array([frame.slice_location for frame in stack.frames])
-    numbers = np.array([frame.order[-1] for frame in stack.frames])
+    # The frames of one file share its number.
+    numbers = np.array([frame.order[-1] + frame.frame for frame in stack.frames])
     # Within a location the numbers run as they do along the axis.
     _sort_by_number(stack, falling=float((locations - locations.mean()) @ numbers) <= 0)
     stack.frames.sort(key=lambda frame: frame.slice_location)
@@ -97,7 +98,7 @@ def _sort_by_location_and_number(stack: Stack) -> None:
 
 def _sort_by_number(stack: Stack, falling: bool = True) -> None:
     # Scanners count from head to feet as a rule; the presentation goes from feet to head.
-    stack.frames.sort(key=lambda frame: (frame.order, natural_key(str(frame.path))), reverse=falling)
+    stack.frames.sort(key=lambda frame: (frame.order, natural_key(str(frame.path)), frame.frame), reverse=falling)
 
 
 def _with_positions(stack: Stack) -> Geometry:
@@ -127,7 +128,10 @@ def _geometry(
         raise UserError(f"the positions in its headers make no volume (step {np.linalg.norm(step):g} mm).")
     uneven = len(places) > 2 and float(np.ptp(np.diff(places))) > 1e-3
     shape = len(places), stack.frames[0].rows, stack.frames[0].columns
-    return Geometry(shape, affine, tuple(places.tolist()) if uneven else None)
+    geometry = Geometry(shape, affine, tuple(places.tolist()) if uneven else None)
+    if uneven:
+        _check_steps(stack, np.diff(places), geometry.is_axial)
+    return geometry
 
 
 def _sort(stack: Stack, place_of: Callable[[DicomFrame], float]) -> np.ndarray:
@@ -135,7 +139,6 @@ def _sort(stack: Stack, place_of: Callable[[DicomFrame], float]) -> np.ndarray:
     _sort_and_drop_repeated(stack, place_of)
     places = np.array([place_of(frame) for frame in stack.frames], dtype=np.float64)
     if len(places) > 1:
-        _check_steps(stack, np.diff(places))
         _check_acquisitions(stack, places)
     return places
 
@@ -181,20 +184,25 @@ def _check_acquisitions(stack: Stack, places: np.ndarray) -> None:
         )
 
 
-def _check_steps(stack: Stack, steps: np.ndarray) -> None:
+def _check_steps(stack: Stack, steps: np.ndarray, is_axial: bool) -> None:
+    """Warn of missing slices and of uneven spacing, and say what counts it and what can't."""
+    average = "an affine, as of the NIfTI masks, can hold the average only"
+    if all(map(is_placed, stack.frames)):
+        average += ": use the DICOM SEG for places"
+    if not is_axial:
+        average += "; areas in axial slices take that average"
     usual = float(np.median(steps))
     gaps = steps[steps > _GAP_FACTOR * usual]
     if gaps.size:
         missing = int(np.round(gaps / usual - 1).sum())
         stack.warn(
             f"{gaps.size} gap(s) of up to {gaps.max():.4g} mm between slices {usual:.4g} mm apart; about {missing} "
-            "slice(s) missing. Volumes count half of a gap to either side."
+            f"slice(s) missing. Volumes count half of a gap to either side; {average}."
         )
     rest = steps[steps <= _GAP_FACTOR * usual]
     if rest.size and np.abs(rest - usual).max() > max(_UNEVEN_SHARE * usual, _SAME_PLACE_MM):
         stack.warn(
-            f"uneven spacing, {rest.min():.4g} to {rest.max():.4g} mm; volumes count each slice's own, "
-            "and an affine can hold the average only."
+            f"uneven spacing, {rest.min():.4g} to {rest.max():.4g} mm; volumes count each slice's own; {average}."
         )
 
 
@@ -204,8 +212,8 @@ def _check_course(stack: Stack, positions: np.ndarray, normal: np.ndarray) -> No
     shear = math.degrees(math.acos(min(1.0, abs(float(course @ normal)) / float(np.linalg.norm(course)))))
     if shear > 0.5:
         stack.warn(
-            f"gantry tilt: slices are displaced by {shear:.3g} degrees; they are read as they are, "
-            "and distances counted along their normal."
+            f"gantry tilt: slices are displaced by {shear:.3g} degrees; they are read as they are, and distances "
+            "counted along their normal; tools built on ITK can't open its NIfTI masks: use the DICOM SEG."
         )
     share = ((positions - positions[0]) @ normal / float(course @ normal))[:, None]
     aside = np.linalg.norm(positions - positions[0] - share * course, axis=1).max()

@@ -35,6 +35,12 @@ def is_usable(affine: np.ndarray) -> bool:
     return bool(abs(np.linalg.det(affine[:3, :3] / edges)) > 1e-2)
 
 
+def _between_slices(affine: np.ndarray) -> float:
+    """Millimetres from slice to slice along their normal."""
+    column, row = affine[:3, 0], affine[:3, 1]
+    return abs(float(np.linalg.det(affine[:3, :3]))) / float(np.linalg.norm(np.cross(column, row)))
+
+
 @dataclass(frozen=True, eq=False)
 class Geometry:
     """The grid of a volume, and its axial presentation: slice 0 most inferior, row 0 most anterior, column 0 at the
@@ -44,7 +50,7 @@ class Geometry:
         source_shape: (slices, rows, columns) of the input's own grid.
         source_affine: (4, 4), from its (column, row, slice) to LPS.
         slice_offsets: millimetres of each source slice along the slice normal where they are known one by one (DICOM),
-            so that uneven spacing counts as it is; None: evenly spaced.
+            so that uneven spacing counts as it is, along whichever axial axis; None: evenly spaced.
     """
 
     source_shape: tuple[int, int, int]
@@ -99,15 +105,14 @@ class Geometry:
 
     @property
     def pixel_area_mm2(self) -> float:
-        """Area of one pixel of an axial slice."""
+        """Area of one pixel of an axial slice, on average (:attr:`pixel_shares`)."""
         return float(np.linalg.norm(np.cross(self.affine[:3, 0], self.affine[:3, 1])))
 
     @property
     def spacing(self) -> tuple[float, float, float]:
-        """(slice, row, column) spacing in mm; between slices the distance along their normal, on average."""
-        affine = self.affine[:3, :3]
-        between = abs(float(np.linalg.det(affine))) / self.pixel_area_mm2
-        return between, float(np.linalg.norm(affine[:, 1])), float(np.linalg.norm(affine[:, 0]))
+        """(slice, row, column) spacing in mm, on average; between slices the distance along their normal."""
+        affine = self.affine
+        return _between_slices(affine), float(np.linalg.norm(affine[:3, 1])), float(np.linalg.norm(affine[:3, 0]))
 
     @property
     def slice_extents_mm(self) -> np.ndarray:
@@ -115,13 +120,30 @@ class Geometry:
 
         The first and the last slice reach out as far as in. Over a gap of missing slices, its two neighbours share it.
         """
-        count = self.shape[0]
-        if self.slice_offsets is None or not self.is_axial or count < 2:
-            return np.full(count, self.spacing[0])
+        if not self.is_axial:
+            return np.full(self.shape[0], self.spacing[0])
+        extents = self._source_extents_mm
+        return extents[::-1].copy() if 0 in self._axes[1] else extents
+
+    @property
+    def pixel_shares(self) -> np.ndarray:
+        """What each pixel of an axial slice counts, in :attr:`pixel_area_mm2`; broadcasts to (rows, columns).
+
+        1, but where the source's slices are the rows or columns: each stands for its own extent, as
+        :attr:`slice_extents_mm` has it for axial ones.
+        """
+        if self.is_axial:
+            return np.ones((1, 1))
+        return self.present_slice(self._source_extents_mm[:, None] / _between_slices(self.source_affine))
+
+    @property
+    def _source_extents_mm(self) -> np.ndarray:
+        """(source slices,) millimetres along their normal that each source slice stands for."""
+        if self.slice_offsets is None or len(self.slice_offsets) < 2:
+            return np.full(self.source_shape[0], _between_slices(self.source_affine))
         steps = np.abs(np.diff(np.asarray(self.slice_offsets, dtype=np.float64)))
         steps = np.concatenate([steps[:1], steps, steps[-1:]])
-        extents = (steps[:-1] + steps[1:]) / 2
-        return extents[::-1].copy() if 0 in self._axes[1] else extents
+        return (steps[:-1] + steps[1:]) / 2
 
     def source_index(self, index: int) -> tuple[int, int]:
         """(array axis, index on it) of the input's own grid that axial slice ``index`` lies on."""

@@ -114,7 +114,8 @@ class Series:
 
     @property
     def slice_extents_mm(self) -> np.ndarray | None:
-        """(slices,) millimetres of the body that each slice stands for; times area, it gives a volume."""
+        """(slices,) millimetres of the body that each slice stands for; times area, it gives a volume, with the
+        geometry's :attr:`~.geometry.Geometry.pixel_shares` where its pixels count unequally."""
         return self.geometry.slice_extents_mm if self.geometry else None
 
     @property

@@ -4,7 +4,7 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Callable, Sequence
+from typing import Any, Callable, Mapping, Sequence
 
 import torch
 
@@ -14,15 +14,17 @@ from ..data.limits import one_line
 from ..data.volumes import Problem, Series, renamed
 from ..engine.run_record import device_name, now, versions
 from ..errors import UserError
+from .dicom_seg import NO_LESION
 from .kept_tags import check_keywords, read_tags
 from .output_folder import RECORD, SUMMARY, alone_in, refuse_foreign, refuse_nested
 from .outputs import DONE, choose_outputs, file_sizes, overlay_writer, whole_folder, write_outputs
 from .predictions_json import NOTICE, SCHEMA_VERSION, input_path, model_facts
 from .predictor import Predictor
 from .result_folders import ResultFolders, sources_of
-from .resume import config_sha256, result_key, whole_result
+from .resume import config_sha256, result_key, slices_of_result, whole_result
 from .series_result import SeriesResult
 from .summary_table import SummaryRow, write_summary
+from .unread import in_folders_of, with_unread
 
 Report = Callable[[str], None]
 """Takes a line that the user should see."""
@@ -138,6 +140,7 @@ class BatchRun:
         started = time.monotonic()
         for warning in series.warnings:
             self.report(f"warning: {warning}")
+        series = with_unread(series, in_folders_of(series, self._problems))
         entry: dict[str, Any] = {
             "identifier": series.identifier,
             "path": input_path(series),
@@ -153,9 +156,15 @@ class BatchRun:
             done = whole_result(folder, key) if self.options.resume else None
             if done is not None:
                 row = SummaryRow(**(done["row"] | {"status": "whole already"}))
+                entry |= {name: done[name] for name in ("warnings", "left_out")} | {"folder": folder.name}
+                entry["failed_slices"] = []  # else it would not be whole
                 self.progress.advance(1.0, series.identifier)
             else:
                 row = self._predict(series, sources, folder, key, entry)
+            for warning in entry["warnings"][len(series.warnings) :]:
+                self.report(f"warning: {warning}")
+            for one in entry["failed_slices"]:
+                self.report(f"error: {one['message']}")
         except Exception as error:
             if self.options.debug and not isinstance(error, UserError):
                 raise
@@ -172,7 +181,7 @@ class BatchRun:
 
     def _predict(self, series: Series, sources: list[str], folder: Path, key: str, entry: dict[str, Any]) -> SummaryRow:
         tags = read_tags(series, self.options.keep_tags)
-        share = 1.0 / series.num_slices
+        share, before = 1.0 / series.num_slices, slices_of_result(folder)
         with whole_folder(folder) as part:
             draw = overlay_writer(part, self.predictor) if "overlays" in self.save else None
             drawing = 0.0
@@ -193,19 +202,27 @@ class BatchRun:
                 "write": round(time.perf_counter() - started, 3),
             }
             row = summary_row(result)
-            write_json(part / DONE, {"key": key, "sources": sources, "row": vars(row), "files": file_sizes(part)})
-        for warning in result.warnings[len(series.warnings) :]:
-            self.report(f"warning: {warning}")
-        for one in result.failed_slices:
-            self.report(f"error: {one.message}")
-        entry |= {
+            said = {"warnings": [*result.warnings, *self._missed(series, left_out)], "left_out": left_out}
+            done = {"key": key, "sources": sources, "row": vars(row), "files": file_sizes(part)}
+            write_json(part / DONE, done | said)
+        if before > series.num_slices:
+            self.report(
+                f"warning: {series.identifier}: the earlier result, of {before} slices, is replaced by this one of "
+                f"{series.num_slices}."
+            )
+        entry |= said | {
             "folder": folder.name,
-            "warnings": list(result.warnings),
             "seconds_by_stage": seconds,
-            "left_out": left_out,
             "failed_slices": [{"index": one.index, "message": one.message} for one in result.failed_slices],
         }
         return row
+
+    def _missed(self, series: Series, left_out: Mapping[str, str]) -> list[str]:
+        """Warnings of what is missing though it was asked for by name, or a DICOM series should have it."""
+        if self.options.save is None and not (series.kind == "dicom" and self.predictor.with_masks):
+            return []
+        reasons = {name: reason for name, reason in left_out.items() if reason != NO_LESION}
+        return [f"{series.identifier}: no {name}: {reason}." for name, reason in reasons.items()]
 
     def _write_record(self, status: str) -> None:
         predictor, (started, clock) = self.predictor, self._started

@@ -36,6 +36,9 @@ _EMPTY = (
 # What highdicom and pydicom raise on headers that lack what they need, or hold values of another type than they should.
 _NOT_ENCODED = (ArithmeticError, AttributeError, LookupError, OSError, TypeError, ValueError, struct.error)
 
+NO_LESION = "no lesion was found"
+"""Why there is no segmentation where none is missed."""
+
 
 def write_dicom_seg(
     path: str | Path,
@@ -64,7 +67,7 @@ def write_dicom_seg(
     """
     planes = {k: plane.copy() for k, plane in enumerate(source_planes(series, mask_of)) if plane.any()}
     if not planes:
-        return "no lesion was found"
+        return NO_LESION
     try:
         content = _encoded(series, planes, lesion_classes, model, weights_sha256, sorted(PATIENT_AND_STUDY & set(tags)))
     except _NOT_ENCODED as error:
@@ -167,6 +170,10 @@ def _header(path: Path, kept: Collection[str]) -> Any:
         for keyword in _EMPTY:
             if keyword not in kept or keyword not in dataset:
                 setattr(dataset, keyword, None)
+        dataset.setdefault("SliceThickness", None)  # may be empty; highdicom asks for it
+        # highdicom refuses character sets that are valid, or nearly so; all text fits into UTF-8.
+        dataset.decode()
+        dataset.SpecificCharacterSet = "ISO_IR 192"
     return dataset
 
 

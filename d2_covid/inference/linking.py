@@ -33,13 +33,14 @@ class LesionLinker:
         self._slice = [-1]
         self._previous: np.ndarray | None = None
 
-    def add(self, mask: np.ndarray, index: int, voxel_mm3: float) -> np.ndarray:
+    def add(self, mask: np.ndarray, index: int, voxel_mm3: float, shares: np.ndarray | float = 1.0) -> np.ndarray:
         """Take the next slice.
 
         Args:
             mask: (H, W) bool, of the same size as the others.
             index: number of the slice; :meth:`finish` names lesions' ends by it.
             voxel_mm3: volume of one of its pixels.
+            shares: of that volume, for each pixel; broadcasts to (H, W).
 
         Returns:
             (H, W) int32: the node of each pixel, 0 outside the mask.
@@ -48,9 +49,10 @@ class LesionLinker:
         base = len(self._parents) - 1
         nodes = np.where(labels > 0, labels + base, 0).astype(np.int32)
         areas = np.bincount(labels.ravel(), minlength=count + 1)[1:].tolist()
+        weighed = np.bincount(labels[mask], np.broadcast_to(shares, mask.shape)[mask], minlength=count + 1)[1:]
         self._parents += range(base + 1, base + 1 + count)
         self._voxels += areas
-        self._mm3 += [area * voxel_mm3 for area in areas]
+        self._mm3 += (weighed * voxel_mm3).tolist()
         self._slice += [index] * count
         if self._previous is not None and count:
             self._join(self._previous, nodes)

@@ -21,6 +21,7 @@ from .explanation import explain
 from .model_source import keep_scores_from, resolve_model
 from .series_result import SeriesResult, SeriesSummary
 from .slice_result import SliceResult, lesion_instances, pack_contributions, paint_labels
+from .unread import with_unread
 
 SliceCallback = Callable[[SliceResult, np.ndarray], None]
 """Called with each slice's result and its gray pixels, (H, W) uint8, as they come."""
@@ -116,7 +117,8 @@ class Predictor:
         """Predict on a series, reading it slice by slice.
 
         Args:
-            source: from :func:`~d2_covid.data.discovery.discover`, or a path that holds exactly one series.
+            source: from :func:`~d2_covid.data.discovery.discover`, or a path that holds exactly one series; what can't
+                be read beside it is among the warnings.
             assume_window: see there; for a path only.
             on_slice: called for each slice, in order.
 
@@ -249,7 +251,7 @@ def _only_series(path: str | Path, assume_window: bool) -> Series:
         raise UserError(failed[0].message)
     if not found:
         raise UserError(f"{path} holds no CT that can be read.")
-    return found[0]
+    return with_unread(found[0], problems)
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Which folder of an output a series' result goes to: that of its earlier result, else one that no other has."""
 
+import os
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
@@ -29,7 +30,8 @@ def sources_of(series: Series) -> list[str]:
 class ResultFolders:
     """The results below ``output``, and which of them this run has taken up or added.
 
-    A result belongs to the series that shares a source with it: loose images may have grown in number since.
+    A result belongs to the series of the same source. That of loose images belongs to images that it shares some with:
+    they may have grown in number since, or become fewer.
     """
 
     def __init__(self, output: Path) -> None:
@@ -42,7 +44,7 @@ class ResultFolders:
 
         Of a result that does not say what it is of, from an earlier version, the name alone decides.
         """
-        own = [name for name, known in self._sources.items() if known and not known.isdisjoint(sources)]
+        own = [name for name, known in self._sources.items() if known and _same(known, frozenset(sources))]
         if identifier in self._sources and self._sources[identifier] is None:
             own.append(identifier)
         names = [identifier] if identifier in own else sorted(own, key=natural_key)
@@ -65,6 +67,14 @@ class ResultFolders:
             number += 1
             if f"{base}-{number}".lower() not in taken:
                 yield f"{base}-{number}"
+
+
+def _same(known: frozenset[str], sources: frozenset[str]) -> bool:
+    """Whether a result of ``known`` is one of ``sources``. A single image and a folder that it lies in are two inputs,
+    with names of their own; so are some images of a folder while the others are still there."""
+    if known.isdisjoint(sources) or (len(known) == 1) != (len(sources) == 1):
+        return False
+    return not any(os.path.exists(path) for path in known - sources)
 
 
 def _sources(done: Path) -> frozenset[str] | None:

@@ -12,14 +12,15 @@ from .predictions_json import SCHEMA_VERSION
 from .predictor import Predictor
 from .summary_table import SummaryRow
 
-EDITION = 2
+EDITION = 3
 """Raised when the same files, model and options come to other figures: earlier results are then no longer whole."""
 
 
 def result_key(
     predictor: Predictor, series: Series, save: Sequence[str], assume_window: bool, keep_tags: Sequence[str]
 ) -> str:
-    """A digest of all that a result depends on: files (by path, size and time), model, options and this version.
+    """A digest of all that a result depends on: files (by path, size and time), warnings of them, model, options and
+    this version.
 
     Raises:
         OSError: a file is gone.
@@ -32,7 +33,7 @@ def result_key(
         (__version__, SCHEMA_VERSION, EDITION),
         (predictor.source.weights_sha256, config_sha256(predictor)),
     )
-    parts = [versions, model, list(save), assume_window, list(keep_tags), files]
+    parts = [versions, model, list(save), assume_window, list(keep_tags), files, series.warnings]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
@@ -51,10 +52,18 @@ def whole_result(folder: Path, key: str) -> dict[str, Any] | None:
     try:
         if done["key"] != key or SummaryRow(**done["row"]).status != "done":
             return None
-        whole = all((folder / name).stat().st_size == size for name, size in done["files"].items())
+        whole = {"warnings", "left_out"} <= done.keys()
+        whole = whole and all((folder / name).stat().st_size == size for name, size in done["files"].items())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     return done if whole else None
+
+
+def slices_of_result(folder: Path) -> int:
+    """Slices of the result in a series' folder; 0 where there is none."""
+    row = json_object(folder / DONE).get("row")
+    count = row.get("slices") if isinstance(row, dict) else None
+    return count if isinstance(count, int) else 0
 
 
 def json_object(path: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from ..data.volumes import Series
 from ..evaluation.patient_classification import AGGREGATIONS
 from .linking import Lesion, LesionLinker
 from .patient import patient_result
-from .slice_result import SliceResult
+from .slice_result import SliceResult, decode_mask
 
 
 @dataclass(frozen=True)
@@ -105,6 +105,7 @@ class SeriesSummary:
         self._failed: list[FailedSlice] = []
         self._linker = LesionLinker() if with_masks and series.geometry is not None else None
         self._extents = series.slice_extents_mm if series.geometry is not None else None
+        self._shares = series.geometry.pixel_shares if series.geometry is not None else np.ones((1, 1))
         self._with_masks, self._names = with_masks, tuple(lesion_classes)
         self._pixels = dict.fromkeys(self._names, 0)
         self._mm3 = dict.fromkeys(self._names, 0.0)
@@ -115,15 +116,13 @@ class SeriesSummary:
         voxel = 0.0
         if self._extents is not None and result.pixel_area_mm2 is not None:
             voxel = float(self._extents[result.index]) * result.pixel_area_mm2
+            self._add_volumes(result, labels, voxel)
         for name, pixels in (result.lesion_area_px or {}).items():
             self._pixels[name] += pixels
-            self._mm3[name] += pixels * voxel
-        self._lung_mm3 += (result.lung_area_px or 0) * voxel
-        self._both_mm3 += (result.lung_and_lesions_area_px or 0) * voxel
         self._lung_pixels += result.lung_area_px or 0
         self._both_pixels += result.lung_and_lesions_area_px or 0
         if self._linker is not None and labels is not None and masks is not None:
-            nodes = self._linker.add(labels > 0, result.index, voxel)
+            nodes = self._linker.add(labels > 0, result.index, voxel, self._shares)
             # An instance may be in pieces: it belongs to the lesion that most of it lies in.
             found = [int(np.bincount(nodes[mask]).argmax()) if mask.any() else None for mask in masks]
             instances = zip(result.instances, found, strict=True)
@@ -131,6 +130,19 @@ class SeriesSummary:
             self._slices.append(replace(result, instances=linked))
         else:
             self._slices.append(result)
+
+    def _add_volumes(self, result: SliceResult, labels: np.ndarray | None, voxel_mm3: float) -> None:
+        shares = np.broadcast_to(self._shares, (result.height, result.width))
+
+        def volume(mask: np.ndarray) -> float:
+            return float(shares[mask].sum()) * voxel_mm3
+
+        lung = decode_mask(result.lung_mask) if result.lung_mask else np.zeros(shares.shape, bool)
+        self._lung_mm3 += volume(lung)
+        self._both_mm3 += volume(lung if labels is None else lung | (labels > 0))
+        if labels is not None:
+            for number, name in enumerate(self._names, start=1):
+                self._mm3[name] += volume(labels == number)
 
     def failed(self, index: int, message: str) -> None:
         """Note that a slice could not be read."""

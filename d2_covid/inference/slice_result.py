@@ -71,7 +71,7 @@ class SliceResult:
         instances: by falling score.
         lesion_area_px: pixels in any instance, by class name; where instances overlap, the higher score has the pixel.
             None from a model without masks.
-        pixel_area_mm2: None where it is not known.
+        pixel_area_mm2: on average; None where it is not known.
         lung_mask, lung_area_px: the lung, lesions not added.
         image_class, image_scores: predicted class and scores by name; None from a model that doesn't classify.
         contributions: to ``image_class``.

@@ -220,6 +220,31 @@ def test_uneven_spacing_is_said_with_numbers(scans, tmp_path):
     assert series.slice_extents_mm.tolist() == [2, 2, 1.75, 1.75, 2]
 
 
+_AVERAGE = "an affine, as of the NIfTI masks, can hold the average only: use the DICOM SEG for places"
+_GAP, _UNEVEN = [0, 2, 4, 6, 40, 42, 44, 46], [0, 2, 5, 6, 9, 10]
+
+
+@pytest.mark.parametrize("zs, counted", [(_GAP, "half of a gap"), (_UNEVEN, "each slice's own")], ids=["gap", "uneven"])
+def test_uneven_places_are_those_of_the_segmentation(scans, tmp_path, zs, counted):
+    """An affine puts the gap's slices elsewhere, by 14 mm here."""
+    series = _one(scans.dicom_series(tmp_path, scans.body(len(zs)), zs=zs))
+    assert len(series.warnings) == 1
+    _warned(series, counted, f"; {_AVERAGE}.")
+
+
+def test_uneven_locations_have_no_segmentation(scans, tmp_path):
+    """It needs positions."""
+    series = _unplaced(scans, tmp_path, [0.0, 2.0, 4.0, 8.0, 10.0])
+    _warned(series, "half of a gap", "can hold the average only.")
+
+
+def test_uneven_places_in_another_plane_say_what_areas_take(scans, tmp_path):
+    for k, place in enumerate(_GAP):
+        dataset = scans.dicom(scans.body()[k], (0, place, 0), (1, 0, 0, 0, 0, -1))
+        scans.save(tmp_path / f"{k}.dcm", dataset)
+    _warned(_one(tmp_path), "half of a gap", f"{_AVERAGE}; areas in axial slices take that average.")
+
+
 def test_rounded_positions_are_even(scans, tmp_path):
     assert not _one(scans.dicom_series(tmp_path, scans.body(5), zs=[0, 0.7, 1.4, 2.1001, 2.8])).warnings
 
@@ -233,7 +258,7 @@ def test_a_tilted_gantry_is_said_and_placed(scans, tmp_path):
         scans.save(tmp_path / f"{k}.dcm", tilted)
     series = _one(tmp_path)
     np.testing.assert_array_equal(_voxels(series), volume)
-    _warned(series, "displaced by 12 degrees")
+    _warned(series, "displaced by 12 degrees", "tools built on ITK can't open its NIfTI masks: use the DICOM SEG")
     _warned(series, "tilt of 12 degrees in the header")
     np.testing.assert_allclose(series.affine @ [0, 0, 5, 1], [0, 0, 15, 1], atol=1e-9)
     assert series.spacing[0] == pytest.approx(3 * c) and series.slice_extents_mm == pytest.approx([3 * c] * 6)
@@ -295,6 +320,31 @@ def test_frames_without_description_are_refused(scans, tmp_path):
     dataset.PixelData *= 3
     scans.save(tmp_path / "x.dcm", dataset)
     assert "claims 3 frames and describes 0" in _read(tmp_path)[0].message
+
+
+def _enhanced_without_positions(scans, path, locations=None) -> Series:
+    """Frames from head to feet, in one file, that don't say where they lie."""
+    dataset = scans.enhanced_dicom(scans.body(6), order=[5, 4, 3, 2, 1, 0])
+    for k, group in enumerate(dataset.PerFrameFunctionalGroupsSequence):
+        del group.PlanePositionSequence
+        if locations:
+            group.FrameContentSequence = [Dataset()]
+            group.FrameContentSequence[0].SliceLocation = locations[k]
+    return _one(scans.save(path, dataset))
+
+
+def test_frames_without_positions_run_from_head_to_feet_as_said(scans, tmp_path):
+    series = _enhanced_without_positions(scans, tmp_path / "x.dcm")
+    np.testing.assert_array_equal(_voxels(series), scans.body(6))
+    assert [instance.frame for instance in series.instances] == [5, 4, 3, 2, 1, 0]
+    _warned(series, "instance number, taken to run from head to feet")
+
+
+@pytest.mark.parametrize("sign", [1, -1], ids=["falling", "rising"])
+def test_frames_at_the_same_location_run_as_the_others(scans, tmp_path, sign):
+    series = _enhanced_without_positions(scans, tmp_path / "x.dcm", [sign * z for z in (2.0, 2.0, 1.0, 1.0, 0.0, 0.0)])
+    assert [instance.frame for instance in series.instances] == [5, 4, 3, 2, 1, 0][::sign]
+    _warned(series, "where that repeats, by instance number")
 
 
 @pytest.mark.parametrize("located", [False, True])
@@ -502,6 +552,42 @@ def test_a_compressed_stream_of_another_size_is_refused_before_it_is_decoded(
     data[at : at + 2 * size] = claim.to_bytes(size, "big") * 2
     (problem,) = _read(scans.save(tmp_path / "bomb.dcm", bytes(data)))
     assert f"its compressed data {claim} x {claim} of 1 component(s)" in problem.message
+
+
+def _box(kind: bytes, content: bytes, length: int | None = None) -> bytes:
+    """A box of a JP2 file; ``length`` 0: to the end of the file, 1: in 64 bits."""
+    if length == 1:
+        return b"\0\0\0\1" + kind + (16 + len(content)).to_bytes(8, "big") + content
+    return (8 + len(content) if length is None else length).to_bytes(4, "big") + kind + content
+
+
+def _in_jp2(scans, plane, length: int | None = None, claim: int | None = None) -> bytes:
+    """A slice whose code stream lies in a JP2 file's boxes; ``claim`` is the size that the stream says it has."""
+    dataset = scans.dicom(plane, syntax=JPEG2000Lossless)
+    stream = bytearray(next(pydicom.encaps.generate_frames(dataset.PixelData, number_of_frames=1)))
+    if claim:
+        stream[8:16] = claim.to_bytes(4, "big") * 2
+    sizes = b"".join(n.to_bytes(4, "big") for n in plane.shape)
+    header = _box(b"ihdr", sizes + bytes([0, 1, 15, 7, 0, 0])) + _box(b"colr", bytes([1, 0, 0, 0, 0, 0, 17]))
+    boxes = _box(b"jP  ", b"\r\n\x87\n") + _box(b"ftyp", b"jp2 \0\0\0\0jp2 ") + _box(b"jp2h", header)
+    dataset.PixelData = pydicom.encaps.encapsulate([boxes + _box(b"jp2c", bytes(stream), length)])
+    dataset["PixelData"].is_undefined_length = True
+    return scans.dicom_bytes(dataset)
+
+
+@pytest.mark.parametrize("length", [None, 0, 1])
+def test_jpeg_2000_in_the_boxes_of_a_jp2_file(scans, tmp_path, length):
+    volume = scans.body(1)
+    series = _one(scans.save(tmp_path / "x.dcm", _in_jp2(scans, volume[0], length)))
+    np.testing.assert_array_equal(_voxels(series), volume)
+
+
+@pytest.mark.parametrize("length, claim, found", [
+    (None, 65535, "65535 x 65535 of 1 component(s)"), (1, 41, "41 x 41 of 1 component(s)"), (7, None, "no size"),
+])  # fmt: skip
+def test_a_stream_of_another_size_in_a_jp2_file_is_refused(scans, tmp_path, length, claim, found):
+    (problem,) = _read(scans.save(tmp_path / "x.dcm", _in_jp2(scans, scans.body()[0], length, claim)))
+    assert f"its compressed data {found}; replace or remove it." in problem.message
 
 
 def test_a_missing_decoder_is_said_with_the_command(scans, tmp_path, monkeypatch):

@@ -65,6 +65,19 @@ def test_uneven_slices_stand_for_half_the_way_to_either_neighbour():
     assert Geometry((4, 8, 8), backwards, (0, 1, 2, 10)).slice_extents_mm.tolist() == [8, 4.5, 1, 1]
 
 
+@pytest.mark.parametrize("order, signs", SIGNED_AXES)
+def test_uneven_slices_count_alike_whichever_axial_axis_they_lie_along(order, signs):
+    affine = _affine(order, signs)
+    affine[order[0], 2] += 0.3  # a tilted gantry
+    geometry = Geometry((4, 3, 5), affine, slice_offsets=(0, 1, 2, 10))
+    voxels = geometry.slice_extents_mm[:, None, None] * geometry.pixel_area_mm2 * geometry.pixel_shares
+    source = geometry.to_source(np.broadcast_to(voxels, geometry.shape))
+    in_plane = np.linalg.norm(np.cross(affine[:3, 0], affine[:3, 1]))
+    expected = np.array([1, 1, 4.5, 8])[:, None, None] * in_plane
+    np.testing.assert_allclose(source, np.broadcast_to(expected, (4, 3, 5)))
+    assert (Geometry((4, 3, 5), affine).pixel_shares == 1).all()
+
+
 @pytest.mark.parametrize("break_it", [lambda a: a * np.nan, lambda a: a * 0, lambda a: a * 1e5, lambda a: a[:3, :3]])
 def test_an_affine_that_makes_no_volume_is_refused(break_it):
     with pytest.raises(ValueError, match="not an affine"):

@@ -60,3 +60,19 @@ def test_patient_and_study_go_into_the_segmentation_in_their_own_types_and_lette
     _, segmentation, left_out = keep([*header, "PatientID"], SpecificCharacterSet="ISO_IR 100", **header)
     assert left_out == {} and segmentation.PatientID == "test" and not segmentation.PatientBirthDate
     assert {keyword: segmentation[keyword].value for keyword in header} == header
+
+
+@pytest.mark.parametrize(
+    "character_set, name",
+    [
+        (["", "ISO 2022 IR 87"], "Yamada^Tarou=山田^太郎=やまだ^たろう"),
+        (["", "ISO 2022 IR 149"], "Hong^Gildong=洪^吉洞=홍^길동"),
+        (["", "ISO 2022 IR 100"], "Müller^Zoë"),
+        ("ISO-IR 100", "Müller^Zoë"),  # as careless software writes it
+        ("ISO_IR 6", "Doe^Jane"),
+        ("", "Doe^Jane"),
+    ],
+)
+def test_a_segmentation_takes_text_of_any_character_set(character_set, name, keep):
+    tags, segmentation, left_out = keep(["PatientName"], SpecificCharacterSet=character_set, PatientName=name)
+    assert left_out == {} and tags == {"PatientName": name} and str(segmentation.PatientName) == name

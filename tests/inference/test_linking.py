@@ -27,6 +27,13 @@ def test_same_components_as_labelling_the_whole_stack(share):
     assert not found[~volume].any()
 
 
+def test_pixels_count_by_their_share_of_a_voxel():
+    linker = LesionLinker()
+    linker.add(np.array([[True, False, True]] * 2), 0, 4.0, np.array([[0.5, 1.0, 1.5]]))
+    lesions, _ = linker.finish()
+    assert [(one.voxels, one.volume_ml) for one in lesions] == [(2, 0.012), (2, 0.004)]
+
+
 @pytest.mark.parametrize("gap, count", [((1, 1, 1), 1), ((1, 2, 0), 2), ((2, 0, 0), 2)])
 def test_corners_touch_and_gaps_part(gap, count):
     volume = np.zeros((4, 8, 8), bool)

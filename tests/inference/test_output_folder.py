@@ -88,6 +88,37 @@ def test_images_of_one_folder_are_the_same_series_if_some_are(run, tmp_path):
     assert counts == [3, 2]
 
 
+def _slices(output: Path) -> dict[str, int]:
+    """Slices by the name of a result's folder."""
+    found = {path.parent.name: json.loads(path.read_text()) for path in output.glob("*/predictions.json")}
+    assert all(facts["input"]["identifier"] == name for name, facts in found.items())
+    return {name: len(facts["slices"]) for name, facts in found.items()}
+
+
+@pytest.mark.parametrize("order", [["x", "x/2.png"], ["x/2.png", "x"]])
+def test_an_image_and_its_folder_are_two_inputs(order, run, tmp_path):
+    _images(tmp_path / "x", 4)
+    assert [run(tmp_path / one)[0] for one in order * 2] == [0] * 4
+    assert _slices(tmp_path / "out") == {"x": 4, "2": 1}
+
+
+def test_some_images_of_a_folder_are_its_series_once_the_others_are_gone(run, tmp_path):
+    images = sorted(_images(tmp_path / "x", 4).iterdir())
+    for chosen in ([tmp_path / "x"], images[:2], images[:2]):
+        run(*chosen)
+    assert _slices(tmp_path / "out") == {"x": 4, "x-2": 2}
+    images[3].unlink()
+    _, lines = run(tmp_path / "x")
+    assert _slices(tmp_path / "out") == {"x": 3, "x-2": 2}
+    assert "warning: x: the earlier result, of 4 slices, is replaced by this one of 3." in lines
+
+
+def test_a_slice_that_replaces_the_result_of_its_series_is_said(run, scans, tmp_path):
+    folder = scans.dicom_series(tmp_path / "in", scans.body(3), series="1.5")
+    said = [any("of 3 slices" in line for line in run(one)[1]) for one in (folder, next(folder.iterdir()), folder)]
+    assert said == [False, True, False] and _slices(tmp_path / "out") == {"1.5": 3}
+
+
 @pytest.mark.parametrize(
     "earlier, identifier, name",
     [
@@ -96,7 +127,8 @@ def test_images_of_one_folder_are_the_same_series_if_some_are(run, tmp_path):
         ({"CT": ["b"]}, "ct", "ct-2"),  # of one name where case does not count
         ({"ct": ["b"], "ct-2": ["c"]}, "ct-2", "ct-3"),
         ({"scan-1": ["b"]}, "scan-1", "scan-1-2"),
-        ({"ct": ["b"], "ct-7": ["x", "a"]}, "ct", "ct-7"),
+        ({"ct": ["b"], "ct-7": ["a"]}, "ct", "ct-7"),
+        ({"ct": ["b"], "ct-7": ["x", "a"]}, "ct", "ct-2"),  # one image, and a folder that it lies in
         ({"ct": ["a"], "ct-2": ["a"]}, "ct-2", "ct-2"),  # a DICOM series in two parts
         ({"ct": None}, "ct", "ct"),
     ],

@@ -171,6 +171,12 @@ def test_a_segmentation_is_left_out_where_there_is_none_to_make(known, scans, tm
         assert not (tmp_path / f"out-{source.name}" / "lesions.seg.dcm").exists()
 
 
+def test_a_segmentation_needs_no_thickness_of_slices(known, scans, tmp_path):
+    folder = scans.dicom_series(tmp_path / "scan", scans.body(3), SliceThickness=None)
+    _, _, left_out = _write(known, folder, tmp_path / "out", ("dicom-seg",))
+    assert left_out == {} and (tmp_path / "out" / "lesions.seg.dcm").is_file()
+
+
 HEADER = {"PatientName": "Doe^Jane", "PatientBirthDate": "19430217", "PatientID": "MRN-4711", "StudyDate": "20200301",
           "ReferringPhysicianName": "Welby^Marcus", "StudyDescription": "Chest secret", "ImageComments": "free text",
           "SeriesDescription": "secret two", "InstitutionName": "St Elsewhere", "AccessionNumber": "ACC99",

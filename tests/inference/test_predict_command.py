@@ -124,6 +124,34 @@ def test_a_damaged_image_among_good_ones(predict, folder):
     assert [one["name"] for one in found["slices"]] == ["slice.png"] and found["failed_slices"][0]["name"] == "torn.png"
 
 
+def test_a_damaged_file_beside_a_series_is_in_its_result_and_said_once(predict, folder, scans, capsys):
+    scans.nifti(folder / "a" / "whole.nii", scans.body(2))
+    (folder / "a" / "bad.dcm").write_bytes(next((folder / "a").glob("IM*")).read_bytes()[:-2500])
+    status, output = predict(folder / "a", "--save", "json")
+    assert status == 1 and capsys.readouterr().err.count("bad.dcm") == 1
+    assert {name: _warnings_of(output / name, "bad.dcm") for name in ("1.5", "whole")} == {"1.5": 1, "whole": 0}
+    assert [row["status"] for row in _rows(output).values()] == ["failed", "done", "done"]
+    (folder / "a" / "bad.dcm").unlink()
+    assert predict(folder / "a", "--save", "json", "--resume")[0] == 0 and not _warnings_of(output / "1.5", "bad.dcm")
+
+
+def _warnings_of(result: Path, name: str) -> int:
+    found = json.loads((result / "predictions.json").read_text(encoding="utf-8"))["warnings"]
+    return sum(name in warning for warning in found)
+
+
+def test_a_segmentation_that_is_missing_is_said(predict, scans, tmp_path, capsys):
+    top, clear = tmp_path / "in", np.full((2, 40, 48), -1000, np.int16)
+    clear[:, 8:-8, 8:-8] = 40
+    scans.dicom_series(top / "bare", scans.body(2), series="1.7", FrameOfReferenceUID=None)
+    scans.dicom_series(top / "clear", clear, series="1.8")
+    scans.nifti(top / "volume.nii", scans.body(2))
+    for options, expected in ([], ["1.7"]), (["--save", "dicom-seg"], ["1.7", "volume"]):
+        assert predict(top, *options)[0] == 0
+        lines = [line.split(": ") for line in capsys.readouterr().err.splitlines() if "dicom-seg" in line]
+        assert [line[:3] for line in lines] == [["warning", name, "no dicom-seg"] for name in expected]
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [

@@ -1,5 +1,7 @@
 """Resuming: what is whole and up to date is left alone, and nothing else."""
 
+import json
+
 from d2_covid.inference.batch_run import BatchOptions, BatchRun
 
 import numpy as np
@@ -50,6 +52,18 @@ def test_a_series_that_writes_no_files_is_whole(run, scans, tmp_path, kind):
         save = "nifti"
     assert [row.status for row in run(folder, save)[1].values()] == ["done"]
     assert [row.status for row in run(folder, save)[1].values()] == ["whole already"]
+
+
+def test_a_series_left_alone_is_told_of_as_when_it_was_made(run, scans, tmp_path):
+    folder, entries = scans.dicom_series(tmp_path / "in", scans.body(2), FrameOfReferenceUID=None), []
+    for status in ("done", "whole already"):
+        _, rows, lines = run(folder, "json", "dicom-seg")
+        (warning,) = [line for line in lines if "dicom-seg" in line]
+        assert rows["1.2.3"].status == status and warning.startswith("warning: 1.2.3: no dicom-seg: its headers")
+        (entry,) = json.loads((tmp_path / "out" / "run.json").read_text())["series"]
+        entries.append({name: entry[name] for name in ("folder", "warnings", "left_out", "failed_slices")})
+    assert entries[0] == entries[1] and "Frame Of Reference" in entries[0]["left_out"]["dicom-seg"]
+    assert any("no dicom-seg" in warning for warning in entries[0]["warnings"])
 
 
 @pytest.mark.parametrize("suffix", [".mhd", ".nhdr"])

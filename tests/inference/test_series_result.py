@@ -2,6 +2,7 @@
 
 import tracemalloc
 
+from d2_covid.data.discovery import discover
 from d2_covid.data.intensity import Unit
 from d2_covid.data.lung import lung_masks
 from d2_covid.data.volumes import Series, series_from_array
@@ -44,6 +45,23 @@ def test_uneven_slices_count_with_their_own_extent(known, scans, tmp_path):
     extents = [1.0, 1.0, 4.5, 8.0]
     pixels = [(plane == 700).sum() for plane in volume]
     assert result.volume_ml_by_class["consolidation"] == pytest.approx(np.dot(extents, pixels) * 0.8 / 1000)
+
+
+@pytest.mark.parametrize("orientation", [(1, 0, 0, 0, 0, -1), (0, 1, 0, 0, 0, -1)], ids=["coronal", "sagittal"])
+def test_uneven_rows_or_columns_count_with_their_own_extent(known, scans, tmp_path, orientation):
+    places, extents = [0, 2, 4, 6, 40, 42], [2, 2, 2, 18, 18, 2]
+    volume = scans.body(6)
+    normal = np.cross(orientation[:3], orientation[3:])
+    for k, place in enumerate(places):
+        dataset = scans.dicom(volume[k], tuple(map(float, normal * place)), orientation)
+        scans.save(tmp_path / f"{k}.dcm", dataset)
+    result = known.series(tmp_path)
+    found = [((plane <= -850) & (plane > -860) | (plane == 700)).sum() for plane in volume]
+    assert result.lesion_volume_ml == pytest.approx(np.dot(extents, found) * 0.8 / 1000)
+    assert sum(one.volume_ml for one in result.lesions) == pytest.approx(result.lesion_volume_ml)
+    (series,) = discover([tmp_path])
+    lungs = series.to_source(np.stack([decode_mask(one.lung_mask) for one in result.slices]))
+    assert result.lung_volume_ml == pytest.approx(np.dot(extents, lungs.sum(axis=(1, 2))) * 0.8 / 1000)
 
 
 def test_without_lesions_there_are_zeros_not_gaps(known):

@@ -4,14 +4,14 @@ from pathlib import Path
 from typing import Sequence
 
 from detectron2.config import CfgNode, get_cfg
-from yaml import YAMLError
+from yaml import YAMLError, safe_load
 
 from .errors import UserError
 
 
 def add_covid_config(cfg: CfgNode) -> None:
-    """Add the keys of d2_covid to ``cfg``, with the paper's values where it gives one; of Detectron2's own keys,
-    ``INPUT.RANDOM_FLIP`` alone gets another default."""
+    """Add the keys of d2_covid to ``cfg``, with the paper's values where it gives one and no comment says otherwise;
+    of Detectron2's own keys, ``INPUT.RANDOM_FLIP`` alone gets another default."""
     # What a lesion mask holds: "merge" (one class, lesion), "ggo" (ground-glass opacity only) or "both" (two classes).
     cfg.DATASETS.MASK_TYPE = "merge"
 
@@ -29,8 +29,8 @@ def add_covid_config(cfg: CfgNode) -> None:
     cfg.MODEL.CLASSIFIER.NUM_ROIS = 128
     cfg.MODEL.CLASSIFIER.HIDDEN_DIM = 512
     cfg.MODEL.CLASSIFIER.NUM_CLASSES = 3
-    # The four box numbers beside each score: "deltas" (the box head's encoded regression output) or "boxes"
-    # (x0, y0, x1, y1 as shares of the image's width and height).
+    # The four box numbers beside each score: "deltas" (the box head's encoded regression output, as in the paper's
+    # program) or "boxes" (x0, y0, x1, y1 as shares of the image's width and height, as its section 3.1 reads).
     cfg.MODEL.CLASSIFIER.FEATURES = "deltas"
     # Which detections are ranked. Separate from ROI_HEADS.*_TEST, which choose the detections that are shown;
     # a score threshold below 0 keeps every one (paper, section 3).
@@ -38,7 +38,8 @@ def add_covid_config(cfg: CfgNode) -> None:
     cfg.MODEL.CLASSIFIER.NMS_THRESH = 0.75
     # Leave out boxes without area (paper, section 3, point 2).
     cfg.MODEL.CLASSIFIER.DROP_EMPTY = True
-    # Too few detections are repeated in place: "even" (as equally often as can be) or "sampled" with a seed.
+    # Too few detections are repeated in place: "even" (as equally often as can be) or "sampled" with a seed (paper,
+    # section 3, point 2; its program draws anew each time).
     cfg.MODEL.CLASSIFIER.PADDING = "even"
     cfg.MODEL.CLASSIFIER.PADDING_SEED = 0
     # "bce" (binary cross-entropy on the one-hot class) or "ce", and a weight per image class (empty: all equal).
@@ -97,7 +98,7 @@ def add_covid_config(cfg: CfgNode) -> None:
     # On a GPU, launch that copy's dense part as one CUDA graph for each shape of a batch.
     cfg.TEST.CUDA_GRAPH = False
 
-    # Detections scoring at least this enter the paper's own average precision (paper, section 3).
+    # Detections scoring above this enter the paper's own average precision (paper, section 3).
     cfg.TEST.PAPER_AP_SCORE_THRESH = 0.75
     # Detections scoring at least this are united into the slice's lesion mask for Dice, sensitivity, specificity.
     cfg.TEST.UNION_SCORE_THRESH = 0.5
@@ -107,7 +108,8 @@ def add_covid_config(cfg: CfgNode) -> None:
     cfg.TEST.BOOTSTRAP = 1000
     # Compute the training losses on the test sets too, as val/total_loss and so on.
     cfg.TEST.VALIDATION_LOSS = True
-    # Metric that names the best checkpoint, as it stands in metrics.json.
+    # Metric that names the best checkpoint, as it stands in metrics.json, the higher the better. With several test
+    # sets, one that names none (<set>/segm/AP50) is the first one's.
     cfg.TEST.BEST_METRIC = "segm/AP50"
 
 
@@ -133,14 +135,23 @@ def get_config(config_file: str | Path | None = None, opts: Sequence[str] = ()) 
     cfg = get_cfg()
     add_covid_config(cfg)
     if config_file:
-        path = Path(config_file)
-        if not path.is_file():
-            path = config_dir() / path
-        if not path.is_file():
-            raise UserError(f"No config file {config_file}; those that ship are in {config_dir()}.")
-        _merge_file(cfg, path)
+        _merge_file(cfg, _config_path(config_file))
     merge_overrides(cfg, opts)
     return cfg
+
+
+def own_keys(config_file: str | Path) -> set[str]:
+    """Keys of two parts, such as ``SOLVER.MAX_ITER``, that a file which :func:`get_config` takes sets itself, whatever
+    its ``_BASE_`` sets."""
+    sections = safe_load(_config_path(config_file).read_text(encoding="utf-8")) or {}
+    return {f"{name}.{key}" for name, section in sections.items() if isinstance(section, dict) for key in section}
+
+
+def _config_path(config_file: str | Path) -> Path:
+    for path in (Path(config_file), config_dir() / config_file):
+        if path.is_file():
+            return path
+    raise UserError(f"No config file {config_file}; those that ship are in {config_dir()}.")
 
 
 def merge_overrides(cfg: CfgNode, opts: Sequence[str]) -> None:

@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
-"""Prepare COVIDx-CT (1, 2A, 2B, 3A, 3B) for the image classifier: check its lists and images, draw the paper's subset.
+"""Prepare COVIDx-CT (1, 2A, 2B, 3A, 3B) for the image classifier: check its lists and images, draw a subset.
 
 Writes into $DETECTRON2_DATASETS/covidx_ct: train.csv, val.csv and test.csv (file,label,patient_id,scan_id), a link
-``image`` to the images, and splits.json, which says how they were made. Nothing is copied. A train list may also be the
-paper's own (one file a line, class first); then give --subset 0.
+``image`` to the images, and splits.json, which says how they were made. Nothing is copied. Of the train
+list 3,000 slices are drawn, as many as the paper's; it may also be the paper's own (one file a line, class first): then
+give --subset 0.
 """
 
 import argparse

@@ -28,7 +28,9 @@ def test_paper_hyperparameters():
     assert model.ANCHOR_GENERATOR.SIZES == [[2, 4, 8, 16, 32]]
     assert model.ANCHOR_GENERATOR.ASPECT_RATIOS == [[0.1, 0.25, 0.5, 1.0, 1.5, 2.0]]
     assert (rpn.BATCH_SIZE_PER_IMAGE, rpn.POSITIVE_FRACTION, rpn.NMS_THRESH) == (256, 0.75, 0.75)
-    assert rpn.IOU_THRESHOLDS == [0.3, 0.7] and rpn.POST_NMS_TOPK_TRAIN == 2000 and rpn.POST_NMS_TOPK_TEST == 1000
+    assert rpn.IOU_THRESHOLDS == [0.3, 0.7]
+    assert (rpn.PRE_NMS_TOPK_TRAIN, rpn.POST_NMS_TOPK_TRAIN) == (2000, 2000)
+    assert (rpn.PRE_NMS_TOPK_TEST, rpn.POST_NMS_TOPK_TEST) == (1000, 1000)
     assert (heads.BATCH_SIZE_PER_IMAGE, heads.POSITIVE_FRACTION, heads.NMS_THRESH_TEST) == (256, 0.75, 0.75)
     assert heads.IOU_THRESHOLDS == [0.5, 0.75] and heads.IOU_LABELS == [0, -1, 1]
     box, mask = model.ROI_BOX_HEAD, model.ROI_MASK_HEAD
@@ -36,11 +38,31 @@ def test_paper_hyperparameters():
     assert not box.CLS_AGNOSTIC_BBOX_REG and tuple(box.BBOX_REG_WEIGHTS) == (10.0, 10.0, 5.0, 5.0)
     assert (mask.NUM_CONV, mask.CONV_DIM, mask.POOLER_RESOLUTION, mask.POOLER_SAMPLING_RATIO) == (1, 128, 14, 2)
     solver = cfg.SOLVER
-    assert (solver.OPTIMIZER, solver.BASE_LR, solver.WEIGHT_DECAY) == ("Adam", 1e-5, 1e-3)
+    assert (solver.OPTIMIZER, solver.BASE_LR) == ("Adam", 1e-5)
+    assert (solver.WEIGHT_DECAY, solver.WEIGHT_DECAY_NORM) == (1e-3, 1e-3)
     assert (solver.IMS_PER_BATCH, solver.EPOCHS) == (1, 100)
     assert cfg.INPUT.RANDOM_FLIP == "none" and cfg.INPUT.MIN_SIZE_TEST == 512 and cfg.INPUT.MAX_SIZE_TEST == 1024
     assert not any(cfg.INPUT.AUGMENTATION.values())
     assert cfg.TEST.DETECTIONS_PER_IMAGE == 128 and cfg.TEST.PAPER_AP_SCORE_THRESH == 0.75
+
+
+def test_paper_hyperparameters_of_the_classifier():
+    cfg = get_config("classification/covid_ct_mask_net_R_18_T1_FPN.yaml")
+    detector = get_config("segmentation/mask_rcnn_R_18_T1_FPN.yaml")
+    own = ("META_ARCHITECTURE", "MASK_ON", "ROI_HEADS", "CLASSIFIER")
+    assert {**cfg.MODEL, **dict.fromkeys(own)} == {**detector.MODEL, **dict.fromkeys(own)}
+    assert {**cfg.MODEL.ROI_HEADS, "NAME": ""} == {**detector.MODEL.ROI_HEADS, "NAME": ""}
+    assert cfg.INPUT == detector.INPUT and not cfg.MODEL.MASK_ON
+    s, solver = cfg.MODEL.CLASSIFIER, cfg.SOLVER
+    assert (s.NUM_ROIS, s.HIDDEN_DIM, s.NUM_CLASSES, s.FEATURES) == (128, 512, 3, "deltas")
+    assert (s.SCORE_THRESH, s.NMS_THRESH, s.DROP_EMPTY) == (-0.01, 0.75, True)
+    assert (s.LOSS, s.CLASS_WEIGHTS, s.TRAIN_NORM) == ("bce", (), True)
+    assert cfg.MODEL.ROI_BOX_HEAD.SCORE_FUNCTION == "softmax"
+    assert (solver.OPTIMIZER, solver.BASE_LR) == ("Adam", 1e-5)
+    assert (solver.WEIGHT_DECAY, solver.WEIGHT_DECAY_NORM) == (1e-3, 1e-3)
+    assert (solver.IMS_PER_BATCH, solver.EPOCHS) == (8, 50)
+    large = get_config("classification/covid_ct_mask_net_R_50_FPN.yaml").MODEL.CLASSIFIER
+    assert (large.NUM_ROIS, large.HIDDEN_DIM) == (256, 1024)
 
 
 def test_defaults_of_detectron2_stay_untouched():

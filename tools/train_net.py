@@ -46,7 +46,8 @@ def build_parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar=("NAME", "LIST[:SPLIT] IMAGES [CLASS ...]"),
-        help="name a list of slices with their classes, and its images, likewise; comes before another option",
+        help="name a list of slices with their classes, and its images, likewise; the first class is the one without "
+        "disease; comes before another option",
     )
     parser.add_argument("--progress", action="store_true", help="show a progress bar, as on a terminal")
     return parser
@@ -68,7 +69,7 @@ def _work(args: argparse.Namespace) -> None:
         check_evaluation_keys(cfg)
         results = run_evaluation(cfg, resume=args.resume, command=args.command)
     else:
-        check_typed_keys(cfg, args.opts)
+        check_typed_keys(cfg, args.opts, args.config_file)
         results = run_training(cfg, resume=args.resume, progress=args.progress or None, command=args.command)
     width = max(map(len, results), default=0)
     for name, value in results.items():
@@ -88,7 +89,7 @@ def check_launch(args: argparse.Namespace) -> None:
     if args.eval_only:
         check_evaluation_keys(cfg)
     else:
-        check_typed_keys(cfg, args.opts)
+        check_typed_keys(cfg, args.opts, args.config_file)
         check_training_keys(cfg)
         scale_to_processes(cfg, args.num_gpus * args.num_machines)
 

@@ -1,6 +1,7 @@
 """How time and memory grow: with the slices of a series, and with the lesions of a slice."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -52,9 +53,9 @@ def slices(bench: Bench) -> Section:
     time_growth, memory_growth = growth(counts, seconds), growth(counts, peaks)
     section.data = found | {"counts": counts, "time": asdict(time_growth), "memory": asdict(memory_growth)}
     section.notes = [
-        f"Time: {time_growth.verdict}, {time_growth.per_item * 1e3:.1f} ms a slice more.",
+        f"Time: {time_growth.verdict}, {time_growth.per_item * 1e3:.1f} ms a slice more {_between(counts)}.",
         f"Memory: {memory_growth.verdict} ({memory_growth.factor:.2f}x), "
-        f"{memory_growth.per_item / 1024:.1f} kB a slice more, which are its results.",
+        f"{memory_growth.per_item / 1024:.1f} kB a slice more {_between(counts)}, which are its results.",
     ]
     return section
 
@@ -83,11 +84,16 @@ def lesions(bench: Bench) -> Section:
         section.data["growth"][what] = asdict(grown)
         more = f"{grown.per_item / 1024:.0f} kB" if what.startswith("memory") else f"{grown.per_item * 1e3:.2f} ms"
         factor = f"{grown.factor:.2f}x from {counts[0]} to {counts[-1]}"
-        section.notes.append(f"{what}: {grown.verdict} ({factor}), {more} a lesion more.")
+        section.notes.append(f"{what}: {grown.verdict} ({factor}), {more} a lesion more {_between(counts)}.")
     most = bench.cfg.TEST.DETECTIONS_PER_IMAGE
     section.notes.append("The fastest of several times.")
     section.notes.append(f"evaluation: pycocotools compares each of {most} detections with each lesion, in Python.")
     return section
+
+
+def _between(counts: Sequence[int]) -> str:
+    """The two sizes that :attr:`.growth.Growth.per_item` is of."""
+    return f"from {counts[-2]} to {counts[-1]}"
 
 
 def job_slices(cfg: CfgNode, job: dict[str, Any]) -> dict[str, Any]:

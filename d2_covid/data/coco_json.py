@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,15 +12,12 @@ import pycocotools.mask as mask_util
 from detectron2.structures import BoxMode
 
 from ..errors import UserError
+from .annotations import check_box, crowd_message, read_crowd, to_rle
 from .lesion_masks import MASK_TYPES, box_fits, require_mask_type
 from .limits import one_line
 from .pairing import natural_key
-from .run_lengths import run_lengths
 
 logger = logging.getLogger(__name__)
-
-# Tools differ on whether the last pixel counts: a box may stick out of its image by this many pixels.
-_BOX_TOLERANCE = 1.0
 
 
 @dataclass(frozen=True)
@@ -41,7 +39,7 @@ def load_lesion_json(
 
     Category ids 1..K become 0..K-1, in the order that :data:`MASK_TYPES` has where it knows a name (in any case); the
     other names stay, and are warned of. Polygons and uncompressed run-length codes become compressed ones. A slice
-    without a ``patient_id`` belongs to the patient that its folder is named after.
+    without a ``patient_id`` belongs to the patient that its folder is named after; one without a folder has none.
 
     Args:
         image_root: folder that ``file_name`` is relative to (default: ``info.image_root``, itself relative to the
@@ -49,9 +47,9 @@ def load_lesion_json(
         mask_type: key of :data:`MASK_TYPES` (default: ``info.mask_type``; without one, by the number of classes).
 
     Raises:
-        UserError: unreadable json, missing image, box outside its image, category ids that are not 1..K, annotation
-            without a mask, or another mask type than asked for. The message names the json and the entry. Boxes that do
-            not fit their masks are warned of, and used.
+        UserError: unreadable json, missing image, one that is listed twice, box outside its image, category ids that
+            are not 1..K, annotation without a mask, or another mask type than asked for. The message names the json and
+            the entry. Boxes that do not fit their masks are warned of, and used; so are crowd regions.
     """
     json_file = Path(json_file)
     content = read_coco(json_file)
@@ -177,20 +175,37 @@ def _folded(names: tuple[str, ...]) -> tuple[str, ...]:
 def patient_of(image: dict[str, Any]) -> tuple[str, bool]:
     """Patient of an entry of ``images``, and whether the entry tells it; null, NaN and blank don't.
 
-    Else it is the name of the file's folder, or without one that of the file.
+    Else it is the name of the file's folder, "" where there is none.
     """
     told = image.get("patient_id")
     if isinstance(told, float):  # tables write whole numbers so when some are missing, and those as NaN
         told = int(told) if told.is_integer() else told if math.isfinite(told) else None
     if told is not None and str(told).strip():
         return str(told), True
-    path = Path(str(image["file_name"]))
-    return path.parent.name or path.stem, False
+    return Path(str(image["file_name"])).parent.name, False
+
+
+def unnamed_patients(json_file: Path, unnamed: list[str]) -> list[str]:
+    """What is to be said of images without ``patient_id``.
+
+    Args:
+        unnamed: patient of each, from :func:`patient_of`.
+    """
+    unknown = unnamed.count("")
+    said = []
+    if unknown < len(unnamed):
+        count = len(unnamed) - unknown
+        said.append(f"{json_file}: {count} images without 'patient_id'; the name of their folder is taken for it.")
+    if unknown:
+        message = f"{json_file}: {unknown} images with neither 'patient_id' nor a folder: their patients are unknown; "
+        said.append(message + "splits can't be told apart by patient, and intervals resample slices.")
+    return said
 
 
 def _read_images(json_file: Path, images: list[dict], image_root: Path) -> dict[Any, dict[str, Any]]:
     dicts: dict[Any, dict[str, Any]] = {}
-    missing, without_patient = [], 0
+    ids: dict[Path, Any] = {}
+    missing, unnamed = [], []
     for number, image in enumerate(images):
         name = str(_field(json_file, image, "file_name", f"images[{number}]"))
         image_id = _id_field(json_file, image, f"image {name}")
@@ -200,30 +215,29 @@ def _read_images(json_file: Path, images: list[dict], image_root: Path) -> dict[
         if image_id in dicts:
             raise UserError(f"{json_file}: image id {image_id} is given twice, the second time to {name}.")
         path = image_root / name
-        if not path.exists():
+        if path in ids:
+            raise UserError(f"{json_file}: image {name} is given twice, with the ids {ids[path]} and {image_id}.")
+        ids[path] = image_id
+        if not os.path.isfile(path):
             missing.append(path)
         patient, told = patient_of(image)
-        without_patient += not told
+        if not told:
+            unnamed.append(patient)
         dicts[image_id] = {
             "file_name": str(path),
             "height": size[0],
             "width": size[1],
             "image_id": image_id,
-            "patient_id": patient,
+            **({"patient_id": patient} if patient else {}),
             "annotations": [],
         }
     if missing:
         raise UserError(
-            f"{json_file} names {len(missing)} missing image{'s' * (len(missing) > 1)}, the first is {missing[0]}; "
-            "prepare the dataset again, or give the folder that holds its images."
+            f"{json_file} names {len(missing)} missing image{'s' * (len(missing) > 1)}, the first is "
+            f"{one_line(missing[0])}; prepare the dataset again, or give the folder that holds its images."
         )
-    if without_patient:
-        logger.warning(
-            "%s: %d images without 'patient_id'; each is taken to belong to the patient that its folder is named "
-            "after, or without a folder to one of its own.",
-            json_file,
-            without_patient,
-        )
+    for message in unnamed_patients(json_file, unnamed):
+        logger.warning("%s", message)
     return dict(sorted(dicts.items())) if all(isinstance(i, int) for i in dicts) else dicts
 
 
@@ -266,59 +280,6 @@ def _add_annotations(
         message = "%s: %d of %d boxes, [x, y, width, height], are not those of their masks, the first that of %s; box"
         message += " AP counts by these boxes."
         logger.warning(message, json_file, len(unfit), len(annotations), unfit[0])
-
-
-def read_crowd(json_file: Path, annotation: dict[str, Any], what: str) -> int:
-    """``iscrowd`` of an annotation, 0 or 1; absent and null are 0, what is neither is refused (:class:`UserError`)."""
-    crowd = annotation.get("iscrowd")
-    if crowd is not None and crowd not in (0, 1):
-        raise UserError(f"{json_file}: {what} has iscrowd {one_line(crowd, 80)}; it is 0 or 1.")
-    return int(crowd or 0)
-
-
-def check_box(json_file: Path, box: Any, height: int, width: int, what: str) -> None:
-    """Refuse a box that is not [x, y, width, height], is empty, or is outside its image (:class:`UserError`)."""
-    if not isinstance(box, list) or len(box) != 4 or not all(isinstance(n, (int, float)) for n in box):
-        raise UserError(f"{json_file}: {what} has the box {box}; a box is [x, y, width, height].")
-    x, y, w, h = box
-    inside = min(x, y) >= -_BOX_TOLERANCE and x + w <= width + _BOX_TOLERANCE and y + h <= height + _BOX_TOLERANCE
-    if not (inside and w > 0 and h > 0):
-        raise UserError(
-            f"{json_file}: {what} has the box {box} (x, y, width, height), "
-            f"which is empty or outside its {width}x{height} image."
-        )
-
-
-def to_rle(json_file: Path, segmentation: Any, height: int, width: int, what: str) -> dict[str, Any]:
-    """Polygons or run-length code as compressed run-length code.
-
-    Raises:
-        UserError: there is none, or it is malformed, empty, of another size than the image, or doesn't cover it.
-    """
-    if not segmentation:
-        raise UserError(f"{json_file}: {what} has no segmentation; Mask R-CNN needs a mask for every lesion.")
-    try:
-        rle = segmentation
-        if isinstance(segmentation, list):
-            if not all(isinstance(polygon, list) and len(polygon) >= 6 for polygon in segmentation):
-                raise ValueError("a polygon is a list x1, y1, x2, y2, ... of three points or more")
-            rle = mask_util.merge(mask_util.frPyObjects(segmentation, height, width))
-        size, runs, counts = list(rle["size"]), run_lengths(rle["counts"]), rle["counts"]
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
-        reason = f"it has no {error}" if isinstance(error, KeyError) else error
-        message = f"{json_file}: {what} has a segmentation that is neither polygons nor run-length code ({reason})."
-        raise UserError(message) from error
-    if size != [height, width]:
-        shown = "x".join(map(str, size[::-1]))
-        raise UserError(f"{json_file}: {what} has a mask of {shown} on an image of {width}x{height}.")
-    # pycocotools decodes the masks of a slice one behind the other: one that is too short would shift those after it.
-    if runs.sum() != height * width:
-        raise UserError(
-            f"{json_file}: {what} has a run-length code of {runs.sum()} pixels on an image of {width}x{height}, which "
-            f"has {height * width}; its runs, the last one of background too, must add up to that."
-        )
-    if not runs[1::2].any():
-        raise UserError(f"{json_file}: {what} has a segmentation without a pixel.")
-    if not isinstance(counts, (str, bytes)):
-        counts = mask_util.frPyObjects({"size": size, "counts": runs.tolist()}, height, width)["counts"]
-    return {"size": [height, width], "counts": counts.decode("ascii") if isinstance(counts, bytes) else counts}
+    crowd = sum(annotation["iscrowd"] for image in dicts.values() for annotation in image["annotations"])
+    if crowd:
+        logger.warning("%s", crowd_message(json_file, crowd, len(annotations)))

@@ -6,9 +6,10 @@ asked for; ``$DETECTRON2_DATASETS`` (default: the folder ``datasets``) is looked
 
 import hashlib
 import json
+import logging
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,11 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ..errors import UserError
 from .coco_json import load_lesion_json
-from .lesion_masks import MASK_TYPES
+from .lesion_masks import MASK_TYPES, require_mask_type
 from .pairing import natural_key
 from .slices import check_files_apart
+
+logger = logging.getLogger(__name__)
 
 BUILTIN_SETS = ("cncb", "phantom", "radiopaedia", "coronacases")
 SPLITS = ("train", "val")
@@ -112,17 +115,18 @@ def lesion_source(name: str) -> LesionSource | None:
 def load_lesions(name: str) -> list[dict[str, Any]]:
     """Lesion dataset dicts of a name registered here; also fills in its metadata.
 
-    Metadata: ``thing_classes``, ``thing_dataset_id_to_contiguous_id``, ``json_file``, ``image_root``, ``mask_type`` and
-    ``evaluator_type`` ("lesion").
+    Metadata: ``thing_classes``, ``thing_dataset_id_to_contiguous_id``, ``json_file``, ``image_root``, ``prepared``,
+    ``mask_type`` and ``evaluator_type`` ("lesion").
     """
     source = _sources[name]
     loaded = load_lesion_json(source.resolve(), source.image_root, source.mask_type)
-    _set_metadata(
+    set_metadata(
         name,
         thing_classes=list(loaded.classes),
         thing_dataset_id_to_contiguous_id={category: i for i, category in enumerate(loaded.category_ids)},
         json_file=str(loaded.json_file),
         image_root=str(loaded.image_root),
+        prepared=source.json_file is None,
         mask_type=loaded.mask_type,
         evaluator_type="lesion",
     )
@@ -141,11 +145,13 @@ def check_datasets(cfg: CfgNode) -> None:
 
 
 def check_mask_type(cfg: CfgNode, loaded: dict[str, list[dict]] | None = None) -> None:
-    """Refuse datasets of another mask type than ``DATASETS.MASK_TYPE``, or of another number of classes than the model.
+    """Refuse datasets of another mask type than ``DATASETS.MASK_TYPE``, or of another number of classes than the model,
+    and a model of another number than its mask type.
 
     Raises:
         UserError: names the dataset and both values.
     """
+    require_mask_type(cfg.DATASETS.MASK_TYPE)
     names = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
     if loaded is None:
         _load_all(names)
@@ -157,11 +163,32 @@ def check_mask_type(cfg: CfgNode, loaded: dict[str, list[dict]] | None = None) -
                 f"Dataset {name} holds {mask_type!r} masks, but DATASETS.MASK_TYPE is {cfg.DATASETS.MASK_TYPE!r}; "
                 'change one of them (a json says its own in "info": {"mask_type": ...}).'
             )
+        check_class_count(f"Dataset {name}", classes)
         if len(classes) != cfg.MODEL.ROI_HEADS.NUM_CLASSES:
             raise UserError(
                 f"Dataset {name} has {len(classes)} lesion class(es) ({', '.join(classes)}), but "
                 f"MODEL.ROI_HEADS.NUM_CLASSES is {cfg.MODEL.ROI_HEADS.NUM_CLASSES}; set it to {len(classes)}."
             )
+    # Data that other code registered may have no mask type; predictions have the names of the config's.
+    house = MASK_TYPES[cfg.DATASETS.MASK_TYPE]
+    if len(house) != cfg.MODEL.ROI_HEADS.NUM_CLASSES:
+        raise UserError(
+            f"MODEL.ROI_HEADS.NUM_CLASSES is {cfg.MODEL.ROI_HEADS.NUM_CLASSES}, but DATASETS.MASK_TYPE "
+            f"{cfg.DATASETS.MASK_TYPE!r} has {len(house)} lesion class(es) ({', '.join(house)}); change one of them."
+        )
+
+
+def check_class_count(source: str | Path, classes: Sequence[str]) -> None:
+    """Refuse more lesion classes than a mask type may have: predictions would have no names for them.
+
+    Raises:
+        UserError: names ``source`` and the classes.
+    """
+    if len(classes) > max(map(len, MASK_TYPES.values())):
+        raise UserError(
+            f"{source} has {len(classes)} lesion classes ({', '.join(classes)}), and d2_covid knows one or two; merge "
+            "or drop categories of its json."
+        )
 
 
 def check_patient_splits(
@@ -169,15 +196,21 @@ def check_patient_splits(
 ) -> None:
     """Refuse a patient, or an image, that is both trained and tested on: neighbouring slices are near duplicates.
 
-    Patients are the same where their ids are and their sets share the image folder or the json's folder; the first
-    patients of two unrelated sets may both be called "1".
+    Patients are the same where their ids are and their sets share the image folder or that of their json or list. With
+    other folders that can't be told, since the first patients of two unrelated sets may both be called "1": a warning
+    counts them, except between two prepared sets, each of which is a collection of its own.
+
+    Args:
+        train_names, test_names: datasets of lesions or of slices.
+        loaded: their dataset dicts, where they are at hand.
 
     Raises:
         UserError: names the patients, or the first image, and the datasets.
     """
     train_names, test_names = list(train_names), list(test_names)
     loaded = _load_all([*train_names, *test_names]) if loaded is None else loaded
-    patients = {name: {d["patient_id"] for d in dicts if "patient_id" in d} for name, dicts in loaded.items()}
+    patients = {name: {d.get("patient_id") for d in dicts} - {None, ""} for name, dicts in loaded.items()}
+    alike = []
     for train in train_names:
         for test in test_names:
             shared = patients[train] & patients[test]
@@ -187,9 +220,17 @@ def check_patient_splits(
                     f"Patient{'s' * (len(shared) > 1)} {listed} in both DATASETS.TRAIN ({train}) and DATASETS.TEST "
                     f"({test}); split by patient, so that no test slice has a neighbour in training."
                 )
+            if shared and not (_is_prepared(train) and _is_prepared(test)):
+                alike.append(f"{len(shared)} in {train} and {test}")
             sides = {f"DATASETS.TRAIN ({train})": train, f"DATASETS.TEST ({test})": test}
             files = {side: [d["file_name"] for d in loaded[name] if "file_name" in d] for side, name in sides.items()}
             check_files_apart(files)
+    if alike:
+        logger.warning(
+            "DATASETS.TRAIN and DATASETS.TEST have patient ids in common, though their files lie in different folders: "
+            "%s. If these are the same patients, split by patient.",
+            "; ".join(alike),
+        )
 
 
 def data_fingerprint(names: Iterable[str]) -> str:
@@ -217,10 +258,11 @@ def _register(source: LesionSource) -> None:
     metadata = {"evaluator_type": "lesion"}
     if source.mask_type is not None:
         metadata |= {"mask_type": source.mask_type, "thing_classes": list(MASK_TYPES[source.mask_type])}
-    _set_metadata(source.name, **metadata)
+    set_metadata(source.name, **metadata)
 
 
-def _set_metadata(name: str, **values: Any) -> None:
+def set_metadata(name: str, **values: Any) -> None:
+    """Give a dataset name its metadata, in place of all that it had where a value differs."""
     # Detectron2 refuses to change a value; a set may have been prepared anew, or lie elsewhere, since it was loaded.
     old = MetadataCatalog.get(name)
     if any(old.get(key, value) != value for key, value in values.items()):
@@ -234,8 +276,13 @@ def _load_all(names: Iterable[str]) -> dict[str, list[dict]]:
 
 def _folders(name: str) -> set[str]:
     metadata = MetadataCatalog.get(name)
-    folders = [metadata.get("image_root"), metadata.get("json_file") and os.path.dirname(metadata.json_file)]
+    files = [metadata.get("json_file"), metadata.get("list_file")]
+    folders = [metadata.get("image_root"), *(os.path.dirname(file) or os.curdir for file in files if file)]
     return {os.path.realpath(folder) for folder in folders if folder}
+
+
+def _is_prepared(name: str) -> bool:
+    return MetadataCatalog.get(name).get("prepared", False)
 
 
 for _set in BUILTIN_SETS:

@@ -6,7 +6,6 @@ up then.
 """
 
 import logging
-import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -17,9 +16,9 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ..errors import UserError
-from .datasets import datasets_root
-from .slice_lists import IMAGE_CLASSES
-from .slices import check_files_apart, check_patients_apart, load_slices
+from .datasets import check_patient_splits, datasets_root, set_metadata
+from .slice_lists import IMAGE_CLASSES, first_is_diseased
+from .slices import load_slices
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +82,7 @@ def register_slices(
     Args:
         name: any name not in use.
         list_file, image_root, split: see :func:`.slices.load_slices`; a ``list_file`` "PATH:SPLIT" names the split too.
-        image_classes: names in the order of their numbers; None for the paper's three.
+        image_classes: names in the order of their numbers, the first that without disease; None for the paper's three.
 
     Raises:
         UserError: the name stands for other data.
@@ -111,8 +110,8 @@ def register_slices_option(values: Sequence[str]) -> None:
 def check_slice_datasets(cfg: CfgNode) -> None:
     """Load every dataset of a classification config, and refuse what would spoil a run after hours.
 
-    Patients are compared between training and test sets that share an image folder: patients of two unrelated sets may
-    both be called "1". Files are compared between all.
+    Patients and files of training and test are compared by :func:`.datasets.check_patient_splits`. Slices that name no
+    patient, and a first class that is a disease by its name, are warned of.
 
     Raises:
         UserError: an image or a list is missing, the classes differ between the sets or in number from the model's, a
@@ -124,13 +123,18 @@ def check_slice_datasets(cfg: CfgNode) -> None:
         counts = Counter(d["image_class"] for d in dicts)
         listed = ", ".join(f"{c} {counts[number]}" for number, c in enumerate(MetadataCatalog.get(name).image_classes))
         logger.info("%s: %d slices (%s)", name, len(dicts), listed)
-    for train in cfg.DATASETS.TRAIN:
-        for test in cfg.DATASETS.TEST:
-            if train != test and _image_root(train) == _image_root(test):
-                check_patients_apart({name: [d["patient_id"] for d in loaded[name]] for name in (train, test)})
-            sides = {f"DATASETS.TRAIN ({train})": train, f"DATASETS.TEST ({test})": test}
-            check_files_apart({side: [d["file_name"] for d in loaded[name]] for side, name in sides.items()})
+        if unnamed := sum(not d.get("patient_id") for d in dicts):
+            message = "%s: %d of %d slices name no patient; sets can't be told apart by patient, nor scored by patient."
+            logger.warning(message, name, unnamed, len(dicts))
+    check_patient_splits(cfg.DATASETS.TRAIN, cfg.DATASETS.TEST, loaded)
     classes = MetadataCatalog.get(next(iter(loaded))).image_classes
+    if first_is_diseased(classes):
+        logger.warning(
+            "Of the image classes %s the first, %s, is taken for the one without disease where slices make a patient; "
+            "register the classes with that one first, and number the labels so.",
+            ", ".join(classes),
+            classes[0],
+        )
     present = {d["image_class"] for name in cfg.DATASETS.TRAIN for d in loaded[name]}
     if cfg.DATASETS.TRAIN and len(present) < len(classes):
         absent = ", ".join(name for number, name in enumerate(classes) if number not in present)
@@ -193,15 +197,16 @@ def slice_source(name: str) -> SliceSource | None:
 
 def _load(name: str) -> list[dict[str, Any]]:
     source = slice_source(name)
-    return load_slices(source.list_file, source.image_root, source.image_classes, source.split)
-
-
-def _image_root(name: str) -> str | None:
-    """Real path of the image folder; None for a dataset that other code registered."""
-    if name not in _sources:
-        return None
-    source = _sources[name]
-    return os.path.realpath((datasets_root() if source.prepared else Path()) / source.image_root)
+    dicts = load_slices(source.list_file, source.image_root, source.image_classes, source.split)
+    set_metadata(
+        name,
+        evaluator_type=EVALUATOR_TYPE,
+        image_classes=list(source.image_classes),
+        list_file=str(source.list_file),
+        image_root=str(source.image_root),
+        prepared=source.prepared,
+    )
+    return dicts
 
 
 for _name, _source in _BUILTIN.items():

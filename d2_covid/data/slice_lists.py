@@ -28,6 +28,8 @@ _ALIASES = {
     "covid19": "COVID-19",
 }
 
+_COLUMNS = ("file", "label", "patient_id", "scan_id", "split")
+
 # CNCB's class folders, by the class number that the paper's list puts in their place.
 _CNCB_FOLDERS = ("Normal", "CP", "NCP")
 
@@ -94,16 +96,32 @@ def cncb_file(file: str) -> str:
 
 
 def class_number(label: str, image_classes: Sequence[str]) -> int | None:
-    """Number of a class given by number or name, whatever its case; None if it is neither."""
+    """Number of a class given by name, whatever its case, or by number; None if it is neither.
+
+    Where a class is called by a number, as CO-RADS 1 to 5, numbers are names alone: 1 might be the second class too.
+    """
     label = label.strip()
+    if label in image_classes:
+        return image_classes.index(label)
     if re.fullmatch(r"\d+", label):
-        return int(label) if int(label) < len(image_classes) else None
+        taken = _called_by_number(image_classes) or int(label) >= len(image_classes)
+        return None if taken else int(label)
     names = [name.casefold() for name in image_classes]
     known = _ALIASES.get(label.casefold(), label).casefold()
     for name in (label.casefold(), known):
         if name in names:
             return names.index(name)
     return None
+
+
+def first_is_diseased(image_classes: Sequence[str]) -> bool:
+    """Whether names tell that the first class is not the one without disease: a known disease, or a later control."""
+    first, *others = [None if name.isdecimal() else class_number(name, IMAGE_CLASSES) for name in image_classes]
+    return bool(first) or 0 in others
+
+
+def _called_by_number(image_classes: Sequence[str]) -> bool:
+    return any(name.isdecimal() for name in image_classes)
 
 
 def _raise(error: UserError) -> None:
@@ -117,8 +135,8 @@ def read_list(
 
     * COVIDx-CT: ``file class [xmin ymin xmax ymax]``. The box of the body isn't used: the paper takes whole slices.
     * the paper's list: ``file``, whose name begins with the class (``0_1728_1013_0023.png``).
-    * CSV with a header: ``file,label`` and, if known, ``patient_id``, ``scan_id`` and ``split``; other columns are
-      passed over.
+    * CSV with a header, in any case: ``file,label`` and, if known, ``patient_id``, ``scan_id`` and ``split``; other
+      columns are passed over.
 
     Args:
         on_error: called with what is wrong with a line, which is left out then if this returns.
@@ -186,7 +204,7 @@ def _parse_csv(
     text: str, source: str, image_classes: Sequence[str], on_error: Callable[[UserError], None]
 ) -> Iterator[ListedSlice]:
     reader = csv.DictReader(io.StringIO(text), skipinitialspace=True)
-    columns = [name.strip() for name in reader.fieldnames or ()]
+    columns = _column_names(reader.fieldnames or ())
     if missing := [name for name in ("file", "label") if name not in columns]:
         raise UserError(f"{source}, line 1: a header 'file,label[,patient_id,scan_id,split]' lacks {missing[0]!r}.")
     reader.fieldnames = columns
@@ -198,6 +216,13 @@ def _parse_csv(
             on_error(error)
         else:
             yield entry
+
+
+def _column_names(header: Sequence[str]) -> list[str]:
+    """Known columns in lower case; beside one that is spelt so, another case of it is another column."""
+    names = [name.strip() for name in header]
+    folded = [name.casefold() for name in names]
+    return [low if low in _COLUMNS and low not in names else name for low, name in zip(folded, names)]
 
 
 def _csv_entry(values: dict[str, str], line: int, where: str, image_classes: Sequence[str]) -> ListedSlice:
@@ -216,7 +241,8 @@ def _csv_entry(values: dict[str, str], line: int, where: str, image_classes: Seq
 def _class(label: str, image_classes: Sequence[str], where: str) -> int:
     number = class_number(label, image_classes)
     if number is None:
-        known = ", ".join(f"{index} {name}" for index, name in enumerate(image_classes))
+        numbered = [f"{index} {name}" for index, name in enumerate(image_classes)]
+        known = ", ".join(image_classes if _called_by_number(image_classes) else numbered)
         raise UserError(f"{where}: unknown class {label!r}; the classes are {known}.")
     return number
 

@@ -11,19 +11,11 @@ from typing import Any, Literal, NamedTuple
 import pycocotools.mask as mask_util
 
 from ..errors import UserError
-from .coco_json import (
-    check_box,
-    check_id,
-    info_of,
-    patient_of,
-    read_classes,
-    read_coco,
-    read_crowd,
-    settle_mask_type,
-    to_rle,
-)
-from .datasets import ensure_registered, lesion_source
+from .annotations import check_box, crowd_message, read_crowd, to_rle
+from .coco_json import check_id, info_of, patient_of, read_classes, read_coco, settle_mask_type, unnamed_patients
+from .datasets import check_class_count, ensure_registered, lesion_source
 from .lesion_masks import box_fits
+from .limits import one_line
 from .pairing import natural_key, pair_set
 from .slice_datasets import slice_source
 from .slice_lists import IMAGE_CLASSES, cncb_file, read_list
@@ -145,7 +137,7 @@ def _read_list(
         if entry.split not in splits:
             full_name = f"{name}:{entry.split}" if entry.split and split is None else name
             counts = Counter(dict.fromkeys(classes, 0))
-            splits[entry.split] = Split(full_name, "slice list", str(path), _folders(root), [], counts)
+            splits[entry.split] = Split(full_name, "slice list", str(path), _folders(root, path.parent), [], counts)
         found = splits[entry.split]
         found.class_counts[classes[entry.image_class]] += 1
         unknown += not entry.patient_id
@@ -183,6 +175,7 @@ def _read_json(
     found.class_counts = Counter(dict.fromkeys(categories.values(), 0))
     with_lesion, tiny = set(), defaultdict(list)
     seen: set[Any] = set()
+    crowd = 0
     for number, annotation in enumerate(content["annotations"]):
         what = f"annotation {annotation.get('id', f'at position {number}')}"
         with findings.collecting("bad_entry", path):
@@ -196,8 +189,14 @@ def _read_json(
             message = f"{path}: {what} belongs to image id {annotation.get('image_id')}, which is not in 'images'."
             findings.add("bad_entry", path, message)
             continue
-        with_lesion.add(image.image)
-        _check_annotation(path, annotation, f"{what} of {image.image}", image, categories, found, tiny, findings)
+        what = f"{what} of {image.image}"
+        if _check_annotation(path, annotation, what, image, categories, found, tiny, findings):
+            with_lesion.add(image.image)
+        else:
+            crowd += 1
+    if crowd:
+        total = len(content["annotations"])
+        findings.add("all_crowd" if crowd == total else "crowd", path, crowd_message(path, crowd, total))
     for file, lesions in tiny.items():
         areas = ", ".join(str(area) for area, _ in lesions)
         message = f"{file}: {len(lesions)} of its lesions of {TINY_AREA} pixels or fewer ({areas})."
@@ -207,7 +206,7 @@ def _read_json(
         if os.path.isfile(image.image):
             found.slices.append(image)
         else:
-            findings.add("missing_file", image.image, f"{path}: {image.image} is not there.")
+            findings.add("missing_file", image.image, f"{path}: {one_line(image.image)} is not there.")
     return found
 
 
@@ -223,12 +222,13 @@ def _check_categories(path: Path, entries: list[dict], asked: str | None, told: 
     if classes is not None:
         with findings.collecting("mask_type", path):
             settle_mask_type(path, asked, told, classes)
+            check_class_count(path, classes)
 
 
 def _read_images(path: Path, entries: list[dict], root: Path, findings: Findings) -> dict[str, CheckedSlice]:
     images: dict[str, CheckedSlice] = {}
     files: set[str] = set()
-    unknown = 0
+    unnamed: list[str] = []
     for number, entry in enumerate(entries):
         missing = [key for key in ("file_name", "id", "height", "width") if key not in entry]
         if missing:
@@ -243,13 +243,13 @@ def _read_images(path: Path, entries: list[dict], root: Path, findings: Findings
             findings.add("bad_entry", file, f"{path}: {what} of {file} is given twice in 'images'.")
             continue
         patient, told = patient_of(entry)
-        unknown += not told
+        if not told:
+            unnamed.append(patient)
         with findings.collecting("bad_entry", file):
             check_id(path, entry["id"], f"image {file}")
         images[_key(entry["id"])] = CheckedSlice(file, patient, None, size)
         files.add(file)
-    if unknown:
-        message = f"{path}: {unknown} images without 'patient_id'; the name of their folder is taken for it."
+    for message in unnamed_patients(path, unnamed):
         findings.add("no_patient", path, message)
     return images
 
@@ -263,29 +263,32 @@ def _check_annotation(
     split: Split,
     tiny: dict[str, list],
     findings: Findings,
-) -> None:
+) -> bool:
+    """Note what is wrong with it; tells whether it is a lesion, no crowd region."""
+    shown = (image.image,)
+    lesion = True
+    with findings.collecting("bad_entry", image.image, shown):
+        lesion = not read_crowd(path, annotation, what)
     category = categories.get(_key(annotation.get("category_id")))
     if category is None:
         message = f"{path}: {what} has category id {annotation.get('category_id')}, which is none of its categories."
-        findings.add("label_out_of_range", image.image, message, (image.image,))
-    else:
+        findings.add("label_out_of_range", image.image, message, shown)
+    elif lesion:
         split.class_counts[category] += 1
-    shown = (image.image,)
     box = None
     with findings.collecting("box_outside", image.image, shown):
         check_box(path, annotation.get("bbox"), *image.size, what)
         box = annotation["bbox"]
-    with findings.collecting("bad_entry", image.image, shown):
-        read_crowd(path, annotation, what)
     if not annotation.get("segmentation"):
         message = f"{path}: {what} has no segmentation; Mask R-CNN needs a mask for every lesion."
         findings.add("no_segmentation", image.image, message, shown)
-        return
+        return lesion
     with findings.collecting("bad_segmentation", image.image, shown):
         rle = to_rle(path, annotation["segmentation"], *image.size, what)
         area, around = int(mask_util.area(rle)), tuple(mask_util.toBbox(rle).tolist())
-        if area <= TINY_AREA:
+        if lesion and area <= TINY_AREA:
             tiny[image.image].append((area, around))
         if box is not None and not box_fits(box, rle):
             message = f"{path}: {what} has the box {box} (x, y, width, height), and its mask has {list(around)}."
             findings.add("box_differs", image.image, message, shown, (tuple(box), around))
+    return lesion

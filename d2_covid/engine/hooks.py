@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Callable
 
+from detectron2.config import CfgNode
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 from detectron2.utils.events import CommonMetricPrinter, EventWriter, JSONWriter, TensorboardXWriter
@@ -15,11 +16,15 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from ..data.files import atomic_write
+from ..errors import UserError
 from .checkpoint import BEST, FINAL, CheckpointFolder, periodic_name, read_checkpoint, write_checkpoint
 
 logger = logging.getLogger(__name__)
 
 METRICS = "metrics.json"
+# First parts of the names of what is the better the higher; losses on the test sets, val/..., are not.
+_LESION_FIGURES, _IMAGE_FIGURES = ("segm", "bbox", "paper_ap", "union"), ("image", "patient")
+_ERRORS = ("image/ece", "image/brier")  # the better the lower
 LOGGERS = ("d2_covid", "detectron2", "fvcore")
 """The loggers of a run."""
 
@@ -27,6 +32,28 @@ LOGGERS = ("d2_covid", "detectron2", "fvcore")
 def is_due(period: int, done: int, max_iter: int) -> bool:
     """Whether something that happens every ``period`` iterations (0: never) and at the end happens after ``done``."""
     return done == max_iter or (period > 0 and done % period == 0)
+
+
+def best_metric(cfg: CfgNode) -> str:
+    """``TEST.BEST_METRIC`` as evaluations name it: of several test sets, the first one's where it names none of them.
+
+    Raises:
+        UserError: the model's evaluation has no such figures, or the lower it is the better.
+    """
+    metric, sets = cfg.TEST.BEST_METRIC, list(dict.fromkeys(cfg.DATASETS.TEST))
+    prefixes = [f"{name}/" for name in sets] if len(sets) > 1 else [""]
+    prefix = next((prefix for prefix in prefixes if metric.startswith(prefix)), "")
+    parts = _IMAGE_FIGURES if cfg.MODEL.META_ARCHITECTURE == "CovidCTMaskNet" else _LESION_FIGURES
+    figure = metric.removeprefix(prefix)
+    if figure.split("/")[0] not in parts:
+        known = ", ".join(f"{part}/..." for part in parts)
+        raise UserError(f"TEST.BEST_METRIC {metric} is no figure of this model's evaluation; they are {known}.")
+    if figure in _ERRORS:
+        raise UserError(
+            f"TEST.BEST_METRIC {metric} is the better the lower, and the model with the highest is kept; take another, "
+            "such as image/balanced_accuracy."
+        )
+    return metric if prefix else prefixes[0] + metric
 
 
 class SaveCheckpoint(HookBase):

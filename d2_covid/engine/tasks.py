@@ -14,6 +14,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts
 from detectron2.evaluation import DatasetEvaluator
 
+from ..data.annotations import crowd_message
 from ..data.datasets import check_datasets, ensure_registered
 from ..data.mappers import LesionDatasetMapper
 from ..data.slice_datasets import EVALUATOR_TYPE, SAMPLINGS, check_slice_datasets, train_slices
@@ -67,13 +68,17 @@ def lesion_train_dicts(cfg: CfgNode) -> list[dict]:
     """Slices of ``DATASETS.TRAIN``; those without a lesion stay unless ``DATALOADER.FILTER_EMPTY_ANNOTATIONS``.
 
     Raises:
-        UserError: there are none.
+        UserError: there are none, or all annotations of a dataset are crowd regions.
     """
     names = list(cfg.DATASETS.TRAIN)
-    for name in names:
-        if not DatasetCatalog.get(name):
+    loaded = [DatasetCatalog.get(name) for name in names]
+    for name, found in zip(names, loaded, strict=True):
+        if not found:
             raise UserError(f"Dataset {name} of DATASETS.TRAIN is empty.")
-    dicts = DatasetCatalog.get(names[0]) if len(names) == 1 else [d for n in names for d in DatasetCatalog.get(n)]
+        crowd = [annotation.get("iscrowd", 0) for d in found for annotation in d["annotations"]]
+        if crowd and all(crowd):
+            raise UserError(crowd_message(f"Dataset {name} of DATASETS.TRAIN", len(crowd), len(crowd)))
+    dicts = [d for found in loaded for d in found]
     if not cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
         return dicts
     if not any(d["annotations"] for d in dicts):

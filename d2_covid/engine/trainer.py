@@ -19,7 +19,7 @@ from ..errors import UserError
 from .carried_config import carried_facts, warn_of_silent_differences
 from .checkpoint import FINAL, CheckpointFolder, model_facts, periodic_name, read_checkpoint
 from .evaluation import evaluate, flat_numbers, share_statistics, unwrapped, validation_losses
-from .hooks import Evaluate, ProgressBar, SaveCheckpoint, WriteMetrics
+from .hooks import Evaluate, ProgressBar, SaveCheckpoint, WriteMetrics, best_metric
 from .inference_model import inference_dtype
 from .loader import train_batches
 from .optimizer import MixedPrecision, build_lr_scheduler, build_optimizer, check_same_optimizer
@@ -134,7 +134,7 @@ class Trainer(TrainerBase):
             functions.append(lambda final: validation_losses(cfg, self.task, self.model, self.seed))
         if cfg.DATASETS.TEST:
             functions.append(self._evaluate)
-        self.evaluation = Evaluate(folder, period, functions, cfg.TEST.BEST_METRIC) if functions else None
+        self.evaluation = Evaluate(folder, period, functions, best_metric(cfg)) if functions else None
         main = comm.is_main_process()
         self.stopping = StopOnSignal()
         self.register_hooks(

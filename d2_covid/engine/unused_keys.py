@@ -1,12 +1,14 @@
-"""Keys of Detectron2 that d2_covid does not act on: one that asks for something is refused, not passed over."""
+"""Keys that d2_covid does not act on, most of them Detectron2's: one that asks for something is refused."""
 
 from functools import reduce
+from pathlib import Path
 from typing import Any, Mapping, Sequence
 
 from detectron2.config import CfgNode
 
-from ..config import get_config
+from ..config import get_config, own_keys
 from ..errors import UserError
+from .hooks import best_metric
 
 # Each with what there is instead. A key at its default asks for nothing.
 _OF_EVALUATION = {
@@ -55,29 +57,38 @@ def check_training_keys(cfg: CfgNode) -> None:
         UserError: names the key, and what there is instead.
     """
     check_evaluation_keys(cfg)
+    if cfg.DATASETS.TEST:
+        best_metric(cfg)  # refuses one that no evaluation of the model gives
     _check(cfg, _OF_TRAINING, "does nothing in d2_covid")
     if cfg.SOLVER.LR_SCHEDULER_NAME == "WarmupCosineLR":
         _check(cfg, _OF_STEPS, "does nothing with SOLVER.LR_SCHEDULER_NAME WarmupCosineLR")
 
 
-def check_typed_keys(cfg: CfgNode, opts: Sequence[str]) -> None:
-    """Refuse overrides of a schedule in iterations where it counts epochs, and the other way round.
+def check_typed_keys(cfg: CfgNode, opts: Sequence[str], config_file: str | Path | None = None) -> None:
+    """Refuse overrides of a schedule in iterations where it counts epochs, and the other way round; in a config file
+    too, where the key that counts comes from its ``_BASE_``, or from nowhere.
 
-    Those of a config file are the other schedule's, there to be taken up; one of 0, or none, asks for nothing.
+    Beside the key that counts, in one file, or with ``SOLVER.EPOCHS`` typed, those of a file are the other schedule's,
+    there to be taken up. One of 0, or none, asks for nothing.
 
     Args:
         opts: ``KEY VALUE ...`` as typed, which ``cfg`` has taken over.
+        config_file: what ``cfg`` was read from.
 
     Raises:
         UserError: names the key, and the one that counts.
     """
     epochs = cfg.SOLVER.EPOCHS
     counting = _WITH_EPOCHS if epochs > 0 else _WITHOUT_EPOCHS
-    for key in opts[::2]:
-        if key in counting and _value(cfg, key):
+    typed = set(opts[::2])
+    own = own_keys(config_file) if config_file and "SOLVER.EPOCHS" not in typed else set()
+    for key, instead in counting.items():
+        in_file = key in own and instead not in own | typed
+        if (key in typed or in_file) and _value(cfg, key):
+            where = "" if key in typed else f"{config_file}: "
             way_out = " (or SOLVER.EPOCHS 0)" if epochs > 0 else ""
             raise UserError(
-                f"{key} {_value(cfg, key)} does nothing with SOLVER.EPOCHS {epochs}: {counting[key]} counts; set that "
+                f"{where}{key} {_value(cfg, key)} does nothing with SOLVER.EPOCHS {epochs}: {instead} counts; set that "
                 f"instead{way_out}."
             )
 

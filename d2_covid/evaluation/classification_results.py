@@ -16,9 +16,9 @@ from .calibration import brier_score, expected_calibration_error, reliability_bi
 from .classification_metrics import Measure, confusion_matrix, confusion_rows, measure_function, wilson_interval
 from .patient_classification import AGGREGATIONS, by_patient
 
-NO_PATIENTS = (
-    "The data name no patients: intervals of proportions are Wilson's, the others resample slices, and both take "
-    "slices for independent. Slices of one patient are not, so the intervals are too narrow if any share a patient."
+_BY_SLICE = (
+    "intervals of proportions are Wilson's, the others resample slices, and both take slices for independent. Slices "
+    "of one patient are not, so the intervals are too narrow if any share a patient."
 )
 FEW_PATIENTS = 20
 """Below this many, intervals over patients are remarked on."""
@@ -212,7 +212,11 @@ def _check_finite(predictions: SlicePredictions) -> None:
 
 def _interval_note(predictions: SlicePredictions, patients: int) -> str:
     if not predictions.has_patients:
-        return NO_PATIENTS
+        slices = len(predictions.truth)
+        unnamed = slices - sum(map(bool, predictions.patient_ids))
+        if unnamed < slices:
+            return f"{unnamed} of {slices} slices name no patient, so there are no figures by patient: {_BY_SLICE}"
+        return f"The data name no patients: {_BY_SLICE}"
     if patients < FEW_PATIENTS:
         return f"Only {patients} patients: intervals that resample so few are too narrow."
     return ""

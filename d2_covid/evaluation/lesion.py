@@ -137,10 +137,10 @@ class LesionEvaluator(DatasetEvaluator):
             record = {"version": RESULTS_VERSION, "dataset": self._dataset_name, **scores.as_dict()}
             write_json(self._output_dir / "results.json", record)
         facts = scores.facts
+        of_patients = f" of {facts['patients']} patients" if facts["patients"] else ""
         logger.info(
-            "%s: %d slices of %d %s, %d without ground truth.\n%s",
-            *(self._dataset_name, facts["slices"], facts["patients"], facts["resampled"]),
-            *(facts["slices_without_ground_truth"], scores.table()),
+            "%s: %d slices%s, %d without ground truth.\n%s",
+            *(self._dataset_name, facts["slices"], of_patients, facts["slices_without_ground_truth"], scores.table()),
         )
         return scores.nested()
 

@@ -66,7 +66,7 @@ def paper_family(slices: Sequence[SliceInstances], classes: Sequence[str], score
     values = weighted(None)
     instances, notes = {}, {}
     for suffix, k in _suffixes(classes).items():
-        rule = _paper_rule(slices, score_threshold, k)
+        rule = _paper_rule(slices, parts[suffix], score_threshold, k)
         for name in values:
             if _suffix_of(name) == suffix:
                 instances[name], notes[name] = _truths(slices, k), rule
@@ -85,7 +85,7 @@ def union_family(slices: Sequence[SliceInstances], classes: Sequence[str], score
     counts, instances, notes = {}, {}, {}
     for suffix, k in _suffixes(classes).items():
         of_slice = overlap_by_slice(parts[suffix])
-        rules = _union_rules(parts[suffix])
+        rules = _union_rules(slices, parts[suffix], k)
         for name in values:
             if _suffix_of(name) == suffix:
                 metric = name.removesuffix(suffix)
@@ -105,38 +105,38 @@ def _suffix_of(name: str) -> str:
 
 
 def _truths(slices: Sequence[SliceInstances], of_class: int | None) -> int:
-    if of_class is None:
-        return sum(len(item.truth_classes) for item in slices)
-    return sum(int((item.truth_classes == of_class).sum()) for item in slices)
+    return sum(len(item.truth_indices(of_class)) for item in slices)
+
+
+def _crowd_rule(slices: Sequence[SliceInstances], of_class: int | None) -> str:
+    count = sum(len(item.truth_indices(of_class, crowd=True)) for item in slices)
+    return f" Crowd regions: {count}, left out with what is found in them." if count else ""
 
 
 def _coco_rule(slices: Sequence[SliceInstances], classes: Sequence[str], of_class: int | None) -> str:
     without = sum(not _truths([item], of_class) for item in slices)
     what, each = ("", "") if of_class is None else (f" of {classes[of_class]}", " of that class")
-    return f"Slices without ground truth{what}: {without}; each of their detections{each} is a false positive."
+    rule = f"Slices without ground truth{what}: {without}; each of their detections{each} is a false positive."
+    return rule + _crowd_rule(slices, of_class)
 
 
-def _paper_rule(slices: Sequence[SliceInstances], score_threshold: float, of_class: int | None) -> str:
-    without, agreed = 0, 0
-    for item in slices:
-        if not _truths([item], of_class):
-            entering = item.scores > score_threshold
-            if of_class is not None:
-                entering &= item.classes == of_class
-            without += 1
-            agreed += not entering.any()
+def _paper_rule(
+    slices: Sequence[SliceInstances], table: np.ndarray, score_threshold: float, of_class: int | None
+) -> str:
+    without = [not _truths([item], of_class) for item in slices]
+    agreed = int(table[without, 0].sum())
     return (
-        f"Slices without ground truth: {without}; {agreed} without a detection above {score_threshold:g} count as 1, "
-        f"{without - agreed} as 0."
+        f"Slices without ground truth: {sum(without)}; {agreed} without a detection above {score_threshold:g} count as "
+        f"1, {sum(without) - agreed} as 0.{_crowd_rule(slices, of_class)}"
     )
 
 
-def _union_rules(pixels: np.ndarray) -> dict[str, str]:
-    empty = empty_reference_counts(pixels)
+def _union_rules(slices: Sequence[SliceInstances], pixels: np.ndarray, of_class: int | None) -> dict[str, str]:
+    empty, crowd = empty_reference_counts(pixels), _crowd_rule(slices, of_class)
     start = f"Slices without ground truth: {empty['empty_reference']}"
     added = f"{start}; their pixels are added like all others."
     specificity = overlap_by_slice(pixels)["specificity"]
-    return {
+    rules = {
         "dice": f"{start}; {empty['empty_reference_empty_prediction']} with no prediction either are left out, "
         f"{empty['empty_reference_with_prediction']} with a prediction count as 0.",
         "sensitivity": f"{start}; they are left out.",
@@ -145,3 +145,4 @@ def _union_rules(pixels: np.ndarray) -> dict[str, str]:
         "pooled_sensitivity": added,
         "pooled_specificity": added,
     }
+    return {name: rule + crowd for name, rule in rules.items()}

@@ -65,7 +65,7 @@ class LesionScores:
                     "value": figure.value if math.isfinite(figure.value) else None,
                     "interval": figure.interval.as_dict(),
                     "slices": figure.slices,
-                    "patients": figure.interval.groups,
+                    "patients": self.facts["patients"],
                     "instances": figure.instances,
                     "note": figure.note,
                 }
@@ -114,7 +114,7 @@ def evaluate_predictions(
     """Score predictions, fresh or read back from ``coco_instances_results.json``.
 
     Args:
-        dataset_dicts: Detectron2's, with ``patient_id``. If any lacks it, each slice counts as a patient.
+        dataset_dicts: Detectron2's, with ``patient_id``. If any lacks it, slices are resampled in place of patients.
         predictions: COCO results (:func:`~d2_covid.evaluation.slice_instances.collect_slices`).
         classes: names of the K lesion classes.
         category_ids: ``category_id`` of each class in ``predictions``, default 1 to K.
@@ -134,11 +134,13 @@ def evaluate_predictions(
     if not dataset_dicts:
         raise UserError("The dataset has no slices, so there is nothing to evaluate on.")
     slices = collect_slices(dataset_dicts, predictions, classes, category_ids)
-    with_patients = all("patient_id" in item for item in dataset_dicts)
-    groups = [item.patient if with_patients else item.image_id for item in slices]
-    facts = _facts(slices, groups, classes, processed) | {"resampled": "patients" if with_patients else "slices"}
-    if not with_patients:
-        logger.warning("The dataset names no patients: intervals resample slices, and are likely too narrow.")
+    unnamed = sum(item.get("patient_id") in (None, "") for item in dataset_dicts)
+    groups = [item.image_id if unnamed else item.patient for item in slices]
+    facts = _facts(slices, None if unnamed else len(set(groups)), classes, processed)
+    facts["resampled"] = "slices" if unnamed else "patients"
+    if unnamed:
+        message = "%d of %d slices name no patient: intervals resample slices, and are likely too narrow."
+        logger.warning(message, unnamed, len(slices))
 
     families = _families(slices, classes, tasks, max_detections, paper_score_threshold, union_score_threshold)
     if bootstrap:
@@ -198,7 +200,7 @@ def _families(
 
 def _facts(
     slices: Sequence[SliceInstances],
-    groups: Sequence[Hashable],
+    patients: int | None,
     classes: Sequence[str],
     processed: Collection[Hashable] | None,
 ) -> dict[str, Any]:
@@ -208,10 +210,10 @@ def _facts(
     return {
         "classes": list(classes),
         "slices": len(slices),
-        "patients": len(set(groups)),
-        "instances": {name: sum(int((s.truth_classes == k).sum()) for s in slices) for k, name in enumerate(classes)},
+        "patients": patients,
+        "instances": {name: sum(len(s.truth_indices(k)) for s in slices) for k, name in enumerate(classes)},
         "detections": sum(len(item.scores) for item in slices),
-        "slices_without_ground_truth": sum(not len(item.truth_classes) for item in slices),
+        "slices_without_ground_truth": sum(not len(item.truth_indices()) for item in slices),
         "slices_without_detections": sum(not len(item.scores) for item in slices),
         "slices_not_processed": unseen,
     }

@@ -7,6 +7,8 @@ added up. What an empty reference does to the mean over slices:
 - Reference and prediction both empty: Dice and sensitivity are undefined; the slice is left out of them, and counted.
 - Reference empty, prediction not: Dice is 0; sensitivity is undefined, the slice is left out of it, and counted.
 - Specificity is undefined only where the reference fills the slice.
+
+Pixels of crowd regions (COCO's ``iscrowd``) that no lesion has are left out of all counts.
 """
 
 from collections.abc import Sequence
@@ -31,15 +33,15 @@ def confusion_pixels(
     rows = []
     for item in slices:
         wanted = item.scores >= score_threshold
-        truth_wanted = np.ones(len(item.truth_classes), dtype=bool)
         if of_class is not None:
             wanted &= item.classes == of_class
-            truth_wanted &= item.truth_classes == of_class
         predicted = _union([item.masks[i] for i in np.flatnonzero(wanted)])
-        truth = _union([item.truth_masks[i] for i in np.flatnonzero(truth_wanted)])
-        both = _area(mask_util.merge([predicted, truth], intersect=True)) if predicted and truth else 0
-        only_predicted, only_truth = _area(predicted) - both, _area(truth) - both
-        rows.append((both, only_predicted, only_truth, item.height * item.width - both - only_predicted - only_truth))
+        truth = _union([item.truth_masks[i] for i in item.truth_indices(of_class)])
+        crowd = _union([item.truth_masks[i] for i in item.truth_indices(of_class, crowd=True)])
+        both = _area(predicted) + _area(truth) - _area(predicted + truth)
+        anything = _area(predicted + truth + crowd)
+        only_predicted, only_truth = anything - _area(truth + crowd), _area(truth) - both
+        rows.append((both, only_predicted, only_truth, item.height * item.width - anything))
     return np.array(rows, dtype=np.int64).reshape(-1, 4)
 
 
@@ -81,12 +83,14 @@ def empty_reference_counts(pixels: np.ndarray) -> dict[str, int]:
     }
 
 
-def _union(masks: list[Rle]) -> Rle | None:
-    return mask_util.merge(masks) if masks else None
+def _union(masks: list[Rle]) -> list[Rle]:
+    """All as one mask; none of none."""
+    return [mask_util.merge(masks)] if masks else []
 
 
-def _area(mask: Rle | None) -> int:
-    return int(mask_util.area(mask)) if mask else 0
+def _area(masks: list[Rle]) -> int:
+    """Pixels that any of them has."""
+    return sum(int(mask_util.area(mask)) for mask in _union(masks))
 
 
 def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:

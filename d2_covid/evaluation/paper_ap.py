@@ -13,8 +13,9 @@ one lesion or ten, and only detections scoring above a threshold (0.75) enter. T
 
 Left open by the paper, and decided here. With K > 1 classes a detection matches only ground truth of its own class, and
 a slice has one curve over all classes. Recall counts ground-truth masks, not detections; the two differ only where one
-detection matches several masks, which for masks that don't overlap takes an IoU of exactly 0.5 with both. COCO's
-``iscrowd`` plays no part.
+detection matches several masks, which for masks that don't overlap takes an IoU of exactly 0.5 with both. Crowd regions
+(COCO's ``iscrowd``) are no ground truth. A detection with half of its pixels or more in one of its class, and an IoU of
+0.5 or more with no lesion, does not enter.
 """
 
 from collections.abc import Sequence
@@ -77,15 +78,20 @@ def paper_ap_values(table: np.ndarray, weights: np.ndarray | None = None) -> dic
 
 
 def _slice_ap(item: SliceInstances, score_threshold: float, of_class: int | None) -> np.ndarray:
-    detections, truths = np.arange(len(item.scores)), np.arange(len(item.truth_classes))
-    if of_class is not None:
-        detections, truths = detections[item.classes == of_class], truths[item.truth_classes == of_class]
-    iou = np.zeros((len(detections), len(truths)))
-    if iou.size:
-        masks, truth_masks = [item.masks[d] for d in detections], [item.truth_masks[g] for g in truths]
-        iou = mask_util.iou(masks, truth_masks, [0] * len(truths))
-        iou = np.where(item.classes[detections, None] == item.truth_classes[truths], iou, 0.0)
-    return paper_average_precision(iou, item.scores[detections], score_threshold)
+    detections = np.arange(len(item.scores)) if of_class is None else np.flatnonzero(item.classes == of_class)
+    iou = _overlaps(item, detections, item.truth_indices(of_class))
+    in_crowd = _overlaps(item, detections, item.truth_indices(of_class, crowd=True), crowd=True)
+    entering = (iou >= 0.5).any(axis=1) | ~(in_crowd >= 0.5).any(axis=1)
+    return paper_average_precision(iou[entering], item.scores[detections[entering]], score_threshold)
+
+
+def _overlaps(item: SliceInstances, detections: np.ndarray, truths: np.ndarray, crowd: bool = False) -> np.ndarray:
+    """(D, G) IoU of masks, or with ``crowd`` the share of the detection that lies in the region; 0 between classes."""
+    if not len(detections) or not len(truths):
+        return np.zeros((len(detections), len(truths)))
+    masks, truth_masks = [item.masks[d] for d in detections], [item.truth_masks[g] for g in truths]
+    iou = mask_util.iou(masks, truth_masks, [int(crowd)] * len(truths))
+    return np.where(item.classes[detections, None] == item.truth_classes[truths], iou, 0.0)
 
 
 def _area_under_curve(matches: np.ndarray, detections: int, truths: int) -> float:

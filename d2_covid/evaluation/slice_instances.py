@@ -12,6 +12,7 @@ import numpy as np
 import pycocotools.mask as mask_util
 from detectron2.structures import BoxMode
 
+from ..data.annotations import polygons_to_rle
 from ..data.run_lengths import check_covers
 from ..errors import UserError
 
@@ -27,7 +28,7 @@ class SliceInstances:
         image_id, patient: as in the dataset dict; ``patient`` is the slice itself where the dict names none.
         height, width: of the slice, in pixels.
         truth_boxes: (G, 4) float64, XYWH in pixels. truth_classes: (G,) in [0, K). truth_crowd: (G,) bool, COCO's
-            ``iscrowd``: a region that only COCO's AP treats apart.
+            ``iscrowd``: a region that is neither lesion nor background; no metric counts what is found in it.
         boxes, classes, scores: the same of the D detections, in descending score (ties as they came).
     """
 
@@ -43,6 +44,11 @@ class SliceInstances:
     classes: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     scores: np.ndarray = field(default_factory=lambda: np.zeros(0))
     masks: list[Rle] | None = field(default_factory=list)
+
+    def truth_indices(self, of_class: int | None = None, crowd: bool = False) -> np.ndarray:
+        """Which of the G are lesions, or else crowd regions: indices, of all classes or one."""
+        chosen = self.truth_crowd == crowd
+        return np.flatnonzero(chosen if of_class is None else chosen & (self.truth_classes == of_class))
 
 
 def collect_slices(
@@ -85,19 +91,24 @@ def collect_slices(
 
 
 def to_rle(segmentation: Any, height: int, width: int) -> Rle:
-    """Compressed RLE of a COCO segmentation: polygons, or run lengths with or without compression."""
+    """Compressed RLE of a COCO segmentation: polygons, or run lengths with or without compression.
+
+    Raises:
+        ValueError: a polygon reaches far out of its slice.
+    """
     if isinstance(segmentation, Mapping):
         if isinstance(segmentation["counts"], (str, bytes)):
             return dict(segmentation)
         return mask_util.frPyObjects(dict(segmentation), *segmentation["size"])
-    return mask_util.merge(mask_util.frPyObjects(segmentation, height, width))
+    return polygons_to_rle(segmentation, height, width)
 
 
 def checked_rle(segmentation: Any, height: int, width: int, what: str) -> Rle:
     """:func:`to_rle` of a segmentation that must cover its slice of ``height`` x ``width`` pixels.
 
     Raises:
-        UserError: begins with ``what``; a run-length code of another size, malformed, or too short or long.
+        UserError: begins with ``what``; a run-length code of another size, malformed, or too short or long, or a
+            polygon that reaches far out of the slice.
     """
     # Before it is compressed: pycocotools takes runs of any length, or fails in its own words.
     if isinstance(segmentation, Mapping):
@@ -109,7 +120,10 @@ def checked_rle(segmentation: Any, height: int, width: int, what: str) -> Rle:
             check_covers(segmentation.get("counts", ""), height, width)
         except (ValueError, TypeError) as error:
             raise UserError(f"{what} has a run-length code that does not fit the slice: {error}.") from error
-    return to_rle(segmentation, height, width)
+    try:
+        return to_rle(segmentation, height, width)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{what} is no mask of the slice: {error}.") from error
 
 
 def _truth(item: Mapping[str, Any], classes: Sequence[str]) -> SliceInstances:

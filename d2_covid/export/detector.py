@@ -48,7 +48,9 @@ class WholeModel(nn.Module):
         self.box_pooler = Pooler(heads.box_pooler)
         self.box_head = plain_layers(folded_copy(heads.box_head))
         self.class_logits, self.deltas = folded_copy(predictor.cls_score), folded_copy(predictor.bbox_pred)
+        # The second is a later Detectron2's, MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE.
         self.sigmoid = getattr(predictor, "score_function", "softmax") == "sigmoid"
+        self.sigmoid |= getattr(predictor, "use_sigmoid_ce", False)
         self.weights = tuple(predictor.box2box_transform.weights)
         self.scale_clamp = predictor.box2box_transform.scale_clamp
         self.num_classes = self.class_logits.out_features - 1

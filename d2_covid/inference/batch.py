@@ -6,11 +6,11 @@ from typing import Iterable, Iterator
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.modeling import build_model
 from detectron2.structures import Instances
 
 from ..data.preprocessing import network_input, read_slice
 from ..engine.inference_model import inference_dtype, inference_model
+from ..engine.setup import build_described
 from ..engine.weights import load_weights
 from ..errors import UserError
 
@@ -21,12 +21,13 @@ def load_model(cfg: CfgNode) -> torch.nn.Module:
     It is the fast copy of that model (:mod:`~d2_covid.modeling.fast`), unless ``TEST.FAST`` is False.
 
     Raises:
-        UserError: no weights are given, they are not those of this model, or ``TEST.DTYPE`` is not for this device.
+        UserError: no weights are given, they are not those of this model, ``cfg`` describes none that can be built, or
+            ``TEST.DTYPE`` is not for this device.
     """
     if not cfg.MODEL.WEIGHTS:
         raise UserError("A model that predicts needs its weights: give MODEL.WEIGHTS the path of a checkpoint.")
     inference_dtype(cfg)  # what is wrong with it is said before the weights are read
-    model = build_model(cfg)
+    model = build_described(cfg)
     load_weights(model, cfg, complete=True)
     return inference_model(cfg, model.eval())
 

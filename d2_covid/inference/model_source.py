@@ -81,8 +81,8 @@ def resolve_model(
         device: "auto": a CUDA device if there is one, else the CPU; or what PyTorch calls a device.
 
     Raises:
-        UserError: no such config or weights, a config without weights, a damaged or foreign file, or a device that is
-            not there.
+        UserError: no such config or weights, a config without weights, a damaged or foreign file, more or fewer lesion
+            classes than ``DATASETS.MASK_TYPE`` has names for, or a device that is not there.
     """
     device = choose_device(device)
     config, weights, shipped = _choose_shipped(config, weights)
@@ -104,13 +104,13 @@ def resolve_model(
         differences = silent_differences(cfg, facts)
         warnings = tuple(f"The config differs from the weights' own: {what}." for what in differences)
     cfg.MODEL.WEIGHTS, cfg.MODEL.DEVICE = str(path), device
-    require_mask_type(cfg.DATASETS.MASK_TYPE)
+    lesion_classes = _lesion_classes(cfg, path)
     return ModelSource(
         cfg=cfg,
         name=name,
         weights=path,
         weights_sha256=sha256_of(path),
-        lesion_classes=MASK_TYPES[cfg.DATASETS.MASK_TYPE],
+        lesion_classes=lesion_classes,
         image_classes=image_class_names(cfg, facts),
         warnings=warnings,
         card=shipped.card if shipped else None,
@@ -188,6 +188,18 @@ def _given_config(config: str | Path | CfgNode | None) -> tuple[CfgNode | None, 
         return cfg, descriptive_name(cfg)
     path = find_config(config)
     return get_config(path), path.stem
+
+
+def _lesion_classes(cfg: CfgNode, weights: Path) -> tuple[str, ...]:
+    require_mask_type(cfg.DATASETS.MASK_TYPE)
+    names, count = MASK_TYPES[cfg.DATASETS.MASK_TYPE], cfg.MODEL.ROI_HEADS.NUM_CLASSES
+    if len(names) != count:
+        raise UserError(
+            f"{weights} is of a model with MODEL.ROI_HEADS.NUM_CLASSES {count}, but DATASETS.MASK_TYPE "
+            f"{cfg.DATASETS.MASK_TYPE} has names for {len(names)} ({', '.join(names)}); give --model a config in which "
+            "the two agree."
+        )
+    return names
 
 
 def _own_config(weights: Path, facts: dict[str, Any]) -> tuple[CfgNode, str]:

@@ -25,7 +25,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", nargs="?", metavar="NAME", help="print the card of this model")
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--json", action="store_true", help="print the card as json")
-    how.add_argument("--path", action="store_true", help="print where the weights lie, for MODEL.WEIGHTS")
+    how.add_argument(
+        "--path",
+        action="store_true",
+        help="print where the weights lie, for MODEL.WEIGHTS of tools/train_net.py; a classifier's lack the tensors "
+        "that it shares with its lesion model, and only d2_covid puts them back",
+    )
 
 
 def run(args: argparse.Namespace) -> int:

@@ -42,6 +42,9 @@ class GraphedDense:
         graph.replay()
         return outputs
 
+    # Under inference_mode, what a capture holds could not be written to by a later call under no_grad.
+    @torch.inference_mode(False)
+    @torch.no_grad()
     def _capture(self, images: torch.Tensor) -> tuple[torch.cuda.CUDAGraph, torch.Tensor, Outputs, list]:
         images_in = images.clone()
         # What is prepared once for each shape must be there before the capture.

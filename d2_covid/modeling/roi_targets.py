@@ -252,7 +252,7 @@ class BatchedTraining:
         )
         losses = self._batch_box_losses(features, sampled)
         if self.mask_on:
-            losses |= self._batch_mask_losses(features, sampled, [x.gt_masks.tensor for x in targets])
+            losses |= self._batch_mask_losses(features, sampled, [_masks(x) for x in targets])
         return proposals, losses
 
     def _batch_box_losses(self, features: dict[str, torch.Tensor], sampled: SampledRoIs) -> dict[str, torch.Tensor]:
@@ -276,9 +276,18 @@ def trains_batched(heads: nn.Module, targets: list[Instances]) -> bool:
         return False
     if type(predictor).losses is not FastRCNNOutputLayers.losses or predictor.box_reg_loss_type != "smooth_l1":
         return False
-    if type(predictor.box2box_transform) is not Box2BoxTransform:
+    # Of later versions of Detectron2: a sigmoid of each class in the loss, which its federated loss needs too.
+    if type(predictor.box2box_transform) is not Box2BoxTransform or getattr(predictor, "use_sigmoid_ce", False):
         return False
     if not heads.mask_on:
         return True
     known = isinstance(heads.mask_head, BaseMaskRCNNHead) and heads.mask_pooler is not None
-    return known and not heads.mask_head.vis_period and all(isinstance(x.gt_masks, BitMasks) for x in targets)
+    masks_known = all(not len(x) or isinstance(x.gt_masks, BitMasks) for x in targets)
+    return known and not heads.mask_head.vis_period and masks_known
+
+
+def _masks(target: Instances) -> torch.Tensor:
+    """An image's ground-truth masks (Ti, h, w) bool; Detectron2's own mapper gives none to an image without lesions."""
+    if len(target):
+        return target.gt_masks.tensor
+    return torch.zeros(0, *target.image_size, dtype=torch.bool, device=target.gt_boxes.device)

@@ -52,8 +52,10 @@ def dataset_panels(
     Yields:
         The slice's panel, or, where it can't be read or has another size than its dataset dict says, the error.
     """
-    stems = unique_stems([f"{record['patient_id']}_{Path(record['file_name']).stem}" for record in records])
-    for record, stem in zip(records, stems):
+    patients = [record.get("patient_id", "") for record in records]
+    names = [Path(record["file_name"]) for record in records]
+    stems = unique_stems([f"{p}_{name.stem}" if p else name.stem for p, name in zip(patients, names)])
+    for record, patient, name, stem in zip(records, patients, names, stems):
         try:
             image = read_slice(record["file_name"])
             check_size(dict(record), *image.shape)
@@ -61,7 +63,7 @@ def dataset_panels(
             yield error
             continue
         predictions = None if predict is None else predict(record, image).above(score_threshold)
-        text = f"patient {record['patient_id']} · {Path(record['file_name']).name}"
+        text = f"patient {patient} · {name.name}" if patient else name.name
         yield Panel(stem, text, slice_panel(image, class_names, from_dataset_dict(record), predictions, name=text))
 
 

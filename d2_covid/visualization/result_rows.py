@@ -51,7 +51,7 @@ def _row(name: str, words: str, note: str, figure: Mapping[str, Any]) -> ResultR
         name=words,
         value="undefined" if figure["value"] is None else f"{figure['value']:.{digits}f}{unit}",
         interval="none" if None in ends else f"{ends[0]:.{digits}f} to {ends[1]:.{digits}f}{unit}",
-        n=f"{counted(figure['slices'], 'slice')} of {counted(figure['patients'], 'patient')}",
+        n=_slices(figure),
         note=note,
     )
 
@@ -69,9 +69,7 @@ def class_rows(results: Mapping[str, Any]) -> list[ResultRow]:
     for name in results["classes"]:
         key = "sensitivity-" + name.replace(" ", "_")
         metrics[key] = (f"Sensitivity, {name}", f"share of the slices of {name} that are called so")
-    n = counted(results["slices"], "slice")
-    if results["patients"]:
-        n += f" of {counted(results['patients'], 'patient')}"
+    n = _slices(results)
     return [_class_row(*words, results["measures"][key], n) for key, words in metrics.items()]
 
 
@@ -103,7 +101,7 @@ def results_notes(results: Mapping[str, Any]) -> list[str]:
     settings = results["settings"]
     lesions = ", ".join(f"{name} {count}" for name, count in results["instances"].items())
     notes = [
-        f"{counted(results['slices'], 'slice')} of {counted(results['patients'], 'patient')}; "
+        f"{_slices(results)}; "
         f"true instances: {lesions}; {counted(results['slices_without_ground_truth'], 'slice')} without a lesion."
     ]
     if settings["bootstrap"]:
@@ -114,6 +112,12 @@ def results_notes(results: Mapping[str, Any]) -> list[str]:
         if note:
             by_note.setdefault(note, []).append(words)
     return notes + [f"{', '.join(words)}: {note}" for note, words in by_note.items()]
+
+
+def _slices(counts: Mapping[str, Any]) -> str:
+    """How many, and of how many patients, where they are known."""
+    of_patients = f" of {counted(counts['patients'], 'patient')}" if counts["patients"] else ""
+    return counted(counts["slices"], "slice") + of_patients
 
 
 def counted(count: int, thing: str) -> str:

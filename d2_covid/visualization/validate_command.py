@@ -48,7 +48,8 @@ def _lines(validation: Validation) -> list[str]:
     for split in validation.splits:
         counts = ", ".join(f"{name} {count}" for name, count in split.class_counts.items())
         patients = len({entry.patient_id for entry in split.slices} - {""})
-        size = f"{counted(len(split.slices), 'slice')} of {counted(patients, 'patient')}"
+        of_patients = counted(patients, "patient") if patients else "unknown patients"
+        size = f"{counted(len(split.slices), 'slice')} of {of_patients}"
         lines.append(f"{split.name}: {size} ({counts})")
     findings = validation.findings
     for kind in findings.found():

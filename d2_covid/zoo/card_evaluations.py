@@ -87,7 +87,7 @@ def _from_results(words: str, results: Mapping[str, Any], several: bool) -> Eval
     else:
         resamples, unit = results["settings"]["bootstrap"], results["resampled"]
         lesions = sum(results["instances"].values())
-        interval = f"95 %, bootstrap over {results['patients']} {unit}, {resamples} resamples"
+        interval = f"95 %, bootstrap over {results[unit]} {unit}, {resamples} resamples"
         notes = _notes({name: results["metrics"][name] for name in metrics_of(results)})
     return Evaluation(
         data=f"{words} ({results['dataset']})" if several else words,

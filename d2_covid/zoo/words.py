@@ -3,6 +3,10 @@
 WILSON = "Wilson for proportions, else "
 """What goes before "bootstrap over slices" where intervals are of classes of slices whose patients are unknown."""
 
+_AS_PAPER_TRAINS = (
+    "the paper's training of the classifier (module S and BatchNorm, 8 slices at a time, learning rate 0.00001) on the "
+    "row's lesion model, whose pixels, anchors, proposals and thresholds stay its own"
+)
 RECIPES = {
     "tuned": "`configs/Base-LesionMaskRCNN-tuned.yaml` as it stands: 9 passes at 384 pixels, made for half an hour on "
     "one CPU core",
@@ -19,12 +23,10 @@ RECIPES = {
     "classifier": "`configs/classification/tuned/`: BatchNorm frozen, detections ranked once, module S trains on them",
     "classifier_5": "the same in 5 passes: in 50, module S learns so few slices by heart, and is sure of what it "
     "gets wrong",
-    "classifier_paper": "the paper's: module S and BatchNorm train, 50 passes, 8 slices at a time, learning rate "
-    "0.00001",
-    "classifier_paper_bf16": "the paper's whole recipe, its forward and backward passes in bfloat16: on a CPU that has "
+    "classifier_paper": f"50 passes of {_AS_PAPER_TRAINS}",
+    "classifier_paper_bf16": f"50 passes of {_AS_PAPER_TRAINS}; forward and backward in bfloat16: on a CPU that has "
     "it, half the time",
-    "classifier_paper_5": "the first 5 of the paper's 50 passes, as many as `classifier_5` has: module S and BatchNorm "
-    "train, 8 slices at a time, learning rate 0.00001",
+    "classifier_paper_5": f"the first 5 of 50 passes, as many as `classifier_5` has, of {_AS_PAPER_TRAINS}",
 }
 """What a recipe is, by its name."""
 
@@ -39,10 +41,10 @@ software, no medical device: the figures are of the few patients that they name,
 
 LESION_NOTES = """\
 - **What is counted.** *Mask AP, AP50, AP75* and *box AP* are COCO's, in percent, over all slices at once, up to 128
-  detections each. *Paper's AP* is the paper's own measure: slice by slice, then averaged; finding nothing on a slice
-  without a lesion scores 100. *Dice* is that of the united masks, a slice's mean; *pooled*, over all pixels.
-  [GETTING_STARTED.md](GETTING_STARTED.md) says more. *Parameters* are weights and BatchNorm statistics; the tuned
-  recipe has 15 anchors a place and the paper's 30, hence the small differences.
+  detections each. *Paper's AP* is the paper's own measure: slice by slice, then averaged; a slice without a lesion
+  where nothing scores above 0.75 counts 100. *Dice* is that of the united masks, a slice's mean; *pooled*, over all
+  pixels. [GETTING_STARTED.md](GETTING_STARTED.md) says more. *Parameters* are weights and BatchNorm statistics; the
+  tuned recipe has 15 anchors a place and the paper's 30, hence the small differences.
 - **Spread.** Mean ± sample standard deviation over the seeds that finished (*seeds*). It tells how much a seed matters
   on the same data, and nothing of other patients. For that look at the 95 % intervals below, by bootstrap over
   patients, from the lowest end to the highest among the seeds. {patients} patients are few: intervals that resample

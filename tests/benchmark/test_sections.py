@@ -17,7 +17,7 @@ from d2_covid.benchmark import (
 )
 from d2_covid.benchmark.series_sections import write_weights
 from d2_covid.errors import UserError
-from d2_covid.zoo.paper_figures import classification_row, segmentation_row
+from d2_covid.paper_tables import classification_row, segmentation_row
 
 import numpy as np
 import pytest
@@ -146,6 +146,26 @@ def test_job_slices_tells_when_counts_are_reached(small, slices, tmp_path):
     assert len(found["seconds"]) == 3 and found["seconds"] == sorted(found["seconds"])
     assert len(found["peak"]) == 3 and min(found["peak"]) > 10**8
     json.dumps(found)
+
+
+def test_a_section_says_between_which_sizes_one_item_more_cost_that(small, slices, monkeypatch, tmp_path):
+    """A further lesion costs a training step less and less here: one number without its sizes would mislead."""
+    lesions = {
+        "seconds": {"training step": [0.3147, 0.3104, 0.4118, 0.7009, 0.8331]},
+        "memory": [size * 2**20 for size in (1277, 1418, 1524, 1856, 2035)],
+    }
+    series = {"seconds": [0.28, 1.17, 9.98, 104.65], "peak": [1145e6, 1146e6, 1155e6, 1244e6]}
+    monkeypatch.setattr(growth_sections, "write_weights", lambda *_: "")
+    monkeypatch.setattr(growth_sections, "run_job", lambda kind, *_, **__: {"lesions": lesions, "slices": series}[kind])
+    cfg, state = small
+    settings = SimpleNamespace(quick=False, work=tmp_path)
+    bench = SimpleNamespace(cfg=cfg, state=state, images=slices, settings=settings)
+    step, memory_of_step, *_ = growth_sections.lesions(bench).notes
+    assert step == "training step: linear (2.65x from 1 to 512), 0.52 ms a lesion more from 256 to 512."
+    assert memory_of_step.endswith("716 kB a lesion more from 256 to 512.")
+    time, peak = growth_sections.slices(bench).notes
+    assert time == "Time: linear, 105.2 ms a slice more from 100 to 1000."
+    assert "kB a slice more from 100 to 1000, which are its results" in peak
 
 
 def test_job_lesions_measures_reading_training_and_evaluation(small, tmp_path):

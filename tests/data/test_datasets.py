@@ -167,8 +167,8 @@ def test_users_polygons_and_names(user_json):
     path, images = user_json()
     register_lesions("own", path, images)
     first, second = DatasetCatalog.get("own")
-    # In the order of image ids; without patient_id, the folder is the patient, or the file.
-    assert [first["patient_id"], second["patient_id"]] == ["a", "p7"]
+    # In the order of image ids; without patient_id, the folder is the patient, and without a folder nobody is.
+    assert "patient_id" not in first and second["patient_id"] == "p7"
     assert second["annotations"] == []
     mask = mask_util.decode(first["annotations"][0]["segmentation"])
     assert mask.shape == (10, 20) and mask.sum() == mask[3:8, 2:6].sum() == 20
@@ -193,6 +193,16 @@ def test_a_patient_is_the_same_however_its_number_is_written(user_json, patient)
     # A table's column of whole numbers turns to floats where some are missing.
     images = [{"id": 2, "file_name": "ann/p7/b.png", "height": 10, "width": 20, "patient_id": patient}]
     assert load_lesion_json(user_json(images=images)[0]).dicts[0]["patient_id"] == "12"
+
+
+def test_images_without_patient_and_folder_are_said_apart_from_those_with_one(user_json, caplog):
+    path, _ = user_json()
+    load_lesion_json(path)
+    by_folder, unknown = [record.message for record in caplog.records if "patient_id" in record.message]
+    assert by_folder == f"{path}: 1 images without 'patient_id'; the name of their folder is taken for it."
+    assert (
+        unknown.startswith(f"{path}: 1 images with neither 'patient_id' nor a folder") and "resample slices" in unknown
+    )
 
 
 TWO_CLASSES = {
@@ -247,6 +257,11 @@ def test_image_folder_of_the_json_itself(user_json):
         ({"annotation": {"segmentation": None}}, "a.png has no segmentation"),
         ({"annotation": {"segmentation": []}}, "a.png has no segmentation"),
         ({"annotation": {"segmentation": [[1, 2]]}}, "neither polygons nor run-length code .*three points"),
+        ({"annotation": {"segmentation": [[float("nan")] * 6]}}, "annotation 5 of .* that is no finite number"),
+        ({"annotation": {"segmentation": [[None] * 6]}}, "annotation 5 of .* that is no finite number"),
+        ({"annotation": {"segmentation": [[float("inf")] * 6]}}, "annotation 5 of .* that is no finite number"),
+        ({"annotation": {"segmentation": [[2, 3, 41, 3, 6, 8]]}}, "annotation 5 of .* 41, far outside of its 20x10 im"),
+        ({"annotation": {"segmentation": [[2, 3, 6, 3, 6, -11]]}}, "annotation 5 of .* -11, far outside of its 20x10"),
         ({"annotation": {"segmentation": "mask"}}, "neither polygons nor run-length code"),
         ({"annotation": {"segmentation": {"size": [20, 10], "counts": [100, 100]}}}, "mask of 10x20 on an image of 20"),
         ({"annotation": {"segmentation": {"size": [10, 20], "counts": [200]}}}, "without a pixel"),
@@ -271,6 +286,14 @@ def test_image_folder_of_the_json_itself(user_json):
         ({"images": [{"id": [2], "file_name": "a.png", "height": 10, "width": 20}]}, r"image a.png has the id \[2\]"),
         ({"images": [{"id": 1, "file_name": "a.png", "height": 10}]}, "image a.png has no 'width'"),
         ({"images": [{"id": 1, "file_name": "a.png", "height": 10, "width": 20}] * 2}, "image id 1 is given twice"),
+        (
+            {"images": [{"id": n, "file_name": "a.png", "height": 10, "width": 20} for n in (2, 7)]},
+            "image a.png is given twice, with the ids 2 and 7",
+        ),
+        (
+            {"images": [{"id": 2, "file_name": "a" * 5000, "height": 10, "width": 20}]},
+            r"names 1 missing image, the first is .*aaa\.\.\.; prepare",
+        ),
         ({"images": []}, "lists no image"),
         ({"annotations": {}}, "has no list 'annotations'"),
         ({"annotations": ["x"]}, "every entry of 'annotations'"),
@@ -286,6 +309,21 @@ def test_jsons_that_training_would_trip_over_are_refused(user_json, changes, mes
 def test_a_box_may_count_its_last_pixel(user_json):
     path, _ = user_json(annotation={"bbox": [16, 3, 5, 5]})
     assert len(load_lesion_json(path).dicts[0]["annotations"]) == 1
+
+
+def test_a_polygon_may_reach_one_image_beyond_its_own(user_json):
+    path, _ = user_json(annotation={"segmentation": [[-20, -10, 40, -10, 40, 20, -20, 20]], "bbox": [0, 0, 20, 10]})
+    assert load_lesion_json(path).dicts[0]["annotations"][0]["area"] == 200
+
+
+def test_crowd_regions_are_said(user_json, caplog):
+    path, _ = user_json()
+    assert load_lesion_json(path) and "iscrowd" not in caplog.text
+    content = json.loads(path.read_text())
+    content["annotations"].append({**content["annotations"][0], "id": 6, "iscrowd": 1})
+    path.write_text(json.dumps(content))
+    assert [a["iscrowd"] for a in load_lesion_json(path).dicts[0]["annotations"]] == [0, 1]
+    assert f"{path}: 1 of 2 annotations have iscrowd 1, and are neither trained on nor evaluated" in caplog.text
 
 
 def test_a_null_iscrowd_is_0(user_json):
@@ -329,6 +367,26 @@ def test_mask_type_and_classes_must_fit_the_config(prepare):
         check_mask_type(_config(["cncb_merge_train"], [], "MODEL.ROI_HEADS.NUM_CLASSES", "2"))
 
 
+def test_three_lesion_classes_are_refused(user_json):
+    path, images = user_json(categories=[{"id": i, "name": name} for i, name in enumerate("abc", 1)])
+    register_lesions("three", path, images)
+    for count in ("1", "3"):
+        with pytest.raises(UserError, match=r"Dataset three has 3 lesion classes \(a, b, c\), and .* merge or drop"):
+            check_mask_type(_config(["three"], [], "MODEL.ROI_HEADS.NUM_CLASSES", count))
+
+
+def test_classes_of_the_model_must_fit_its_mask_type():
+    """Where the data, registered by other code, have none."""
+    DatasetCatalog.register("foreign", lambda: [])
+    MetadataCatalog.get("foreign").set(thing_classes=["a", "b"])
+    two = ("MODEL.ROI_HEADS.NUM_CLASSES", "2")
+    check_mask_type(_config(["foreign"], [], *two, "DATASETS.MASK_TYPE", "both"))
+    with pytest.raises(UserError, match=r"NUM_CLASSES is 2, but DATASETS.MASK_TYPE 'merge' has 1 .*\(lesion\)"):
+        check_mask_type(_config(["foreign"], [], *two))
+    with pytest.raises(UserError, match="Unknown mask type 'all'"):
+        check_mask_type(_config(["foreign"], [], *two, "DATASETS.MASK_TYPE", "all"))
+
+
 def test_json_of_another_mask_type_is_refused(prepare, tmp_path):
     prepare("cncb")
     annotations = tmp_path / "sets/cncb/annotations"
@@ -369,10 +427,29 @@ def test_an_image_in_training_and_test_is_refused(user_json):
         check_patient_splits(["files_train"], ["files_test"])
 
 
-def test_patients_of_unrelated_sets_may_share_a_number(prepare, make_cncb, slice_mask):
+def test_patients_of_unrelated_sets_may_share_a_number(prepare, make_cncb, slice_mask, caplog):
     prepare("cncb", val=["2"])
     prepare("radiopaedia", val=["1"], source=make_cncb({"1/1": slice_mask(), "2/1": slice_mask()}, folder="elsewhere"))
     check_patient_splits(["cncb_merge_train"], ["radiopaedia_merge_val"])
+    assert "in common" not in caplog.text
+    for name, place in (("own_train", ("cncb", "merge", "train")), ("own_val", ("radiopaedia", "merge", "val"))):
+        register_lesions(name, datasets.prepared_json(*place))
+    check_patient_splits(["cncb_merge_train", "own_train"], ["radiopaedia_merge_val", "own_val"])
+    (told,) = [record for record in caplog.records if "in common" in record.message]
+    pairs = ("cncb_merge_train and own_val", "own_train and radiopaedia_merge_val", "own_train and own_val")
+    assert told.levelname == "WARNING" and "; ".join(f"1 in {pair}" for pair in pairs) in told.message
+
+
+def test_a_json_named_without_its_folder_shares_that(user_json, monkeypatch):
+    json_file, folder = user_json()
+    content = json.loads(json_file.read_text())
+    for split, name in (("train", "ann/p7/b.png"), ("val", "a.png")):
+        image = {"id": 2, "file_name": (folder / name).name, "height": 10, "width": 20, "patient_id": "p7"}
+        (folder / f"{split}.json").write_text(json.dumps({**content, "images": [image]}))
+        register_lesions(f"bare_{split}", f"{split}.json", (folder / name).parent)
+    monkeypatch.chdir(folder)
+    with pytest.raises(UserError, match="Patient p7 in both"):
+        check_patient_splits(["bare_train"], ["bare_val"])
 
 
 def test_fingerprint_tells_data_apart(prepare, tmp_path):

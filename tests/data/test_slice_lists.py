@@ -1,6 +1,14 @@
 """Parsers of slice lists: COVIDx-CT's, the paper's, CSV."""
 
-from d2_covid.data.slice_lists import IMAGE_CLASSES, class_number, cncb_file, count_by_class, covidx_ids, read_list
+from d2_covid.data.slice_lists import (
+    IMAGE_CLASSES,
+    class_number,
+    cncb_file,
+    count_by_class,
+    covidx_ids,
+    first_is_diseased,
+    read_list,
+)
 from d2_covid.errors import UserError
 
 import pytest
@@ -69,6 +77,16 @@ def test_csv_with_few_and_with_all_columns(write):
 
 
 @pytest.mark.parametrize(
+    "header, patient",
+    [("File,LABEL,Patient_ID", "p7"), ("file,label,Patient_ID,patient_id", "p8"), ("Label,file,label,patient_id", "")],
+)
+def test_columns_of_a_csv_in_any_case(write, header, patient):
+    row = "flu,x.png,1" if header.startswith("Label") else "x.png,1,p7,p8"
+    (found,) = read_list(write(f"{header}\n{row}\n"))
+    assert (found.file, found.image_class, found.patient_id) == ("x.png", 1, patient)
+
+
+@pytest.mark.parametrize(
     "label, classes, number",
     [
         ("2", IMAGE_CLASSES, 2),
@@ -81,10 +99,36 @@ def test_csv_with_few_and_with_all_columns(write):
         ("normal", ("covid", "normal"), 1),  # a set's own names come before aliases
         ("flu", IMAGE_CLASSES, None),
         ("", IMAGE_CLASSES, None),
+        ("1", ("1", "2", "3"), 0),  # where numbers are names, they are that alone
+        ("3", ("1", "2", "3"), 2),
+        ("0", ("1", "2"), None),
+        ("0", ("control", "1"), None),
     ],
 )
 def test_class_by_number_name_or_alias(label, classes, number):
     assert class_number(label, classes) == number
+
+
+@pytest.mark.parametrize(
+    "classes, diseased",
+    [
+        (IMAGE_CLASSES, False),
+        (("Normal", "NCP"), False),
+        (("well", "ill"), False),
+        (("not COVID-19", "COVID-19"), False),
+        (("1", "0", "2"), False),  # of CO-RADS, say
+        (("ill", "healthy"), True),
+        (("NCP", "CP"), True),
+        (("covid", "other"), True),
+    ],
+)
+def test_names_may_tell_that_the_first_class_is_diseased(classes, diseased):
+    assert first_is_diseased(classes) == diseased
+
+
+def test_classes_called_by_numbers_are_listed_without_others(write):
+    with pytest.raises(UserError, match="line 3: unknown class '0'; the classes are 1, 2.$"):
+        read_list(write("file,label\na.png,1\nb.png,0\n"), ("1", "2"))
 
 
 @pytest.mark.parametrize(

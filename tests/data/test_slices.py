@@ -1,5 +1,7 @@
 """Slice data sets: images, splits, names, sampling, subset, mapper."""
 
+from pathlib import Path
+
 from d2_covid.config import get_config
 from d2_covid.data import slice_datasets
 from d2_covid.data.slice_datasets import check_slice_datasets, register_slices, register_slices_option, train_slices
@@ -153,7 +155,7 @@ def test_checks_across_sets(tmp_path, catalog):
     register_slices("two", few, images, ("no", "yes"))
     check_slice_datasets(config("all", "few"))
     for cfg, said in (
-        (config("all", "other"), "p3 in all and other"),
+        (config("all", "other"), r"Patient p3 in both DATASETS.TRAIN \(all\) and DATASETS.TEST \(other\)"),
         (config("few", "other"), "is of class common pneumonia, COVID-19"),
         (config("all", "few", 2), "has 3 image classes .* and the model has 2"),
         (config("all", "two"), "two has 2 image classes"),
@@ -162,6 +164,46 @@ def test_checks_across_sets(tmp_path, catalog):
             check_slice_datasets(cfg)
     cfg = get_config(opts=["DATASETS.TRAIN", ("all", "few")])
     assert [(d["image_id"], d["patient_id"]) for d in train_slices(cfg)] == [(0, "p1"), (1, "p2"), (2, "p3"), (3, "p5")]
+
+
+@pytest.mark.parametrize("lists, refused", [(".", True), ("lists/{}", False)])
+def test_patients_of_lists_with_image_folders_of_their_own(tmp_path, catalog, monkeypatch, caplog, lists, refused):
+    monkeypatch.chdir(tmp_path)
+    for name, patients in (("train", "123"), ("seen", "345"), ("new", "678")):
+        lines = ["file,label,patient_id", *(f"{name}{p}.png,{i},{p}" for i, p in enumerate(patients)), f"{name}.png,0,"]
+        list_file, images = make(tmp_path / name, lines)
+        there = Path(lists.format(name))
+        there.mkdir(parents=True, exist_ok=True)
+        register_slices(name, list_file.rename(there / f"{name}.csv"), images)
+    check_slice_datasets(config("train", "new"))
+    assert "in common" not in caplog.text
+    if refused:
+        with pytest.raises(UserError, match=r"Patient 3 in both DATASETS.TRAIN \(train\) and DATASETS.TEST \(seen\)"):
+            check_slice_datasets(config("train", "seen"))
+        return
+    check_slice_datasets(config("train", "seen"))
+    (told,) = [record for record in caplog.records if "in common" in record.message]
+    assert told.levelname == "WARNING" and "different folders: 1 in train and seen." in told.message
+
+
+def test_slices_without_a_patient_are_warned_of(tmp_path, catalog, caplog):
+    few, images = make(tmp_path, ["file,label,patient_id", "a.png,0,p1", "b.png,1,", "c.png,2,p2"])
+    none, _ = make(tmp_path, ["file,label", "d.png,0"], name="none.csv")
+    every, _ = make(tmp_path, ["file,label,Patient_ID", "e.png,0,p3"], name="every.csv")
+    for name, path in (("few", few), ("none", none), ("every", every)):
+        register_slices(name, path, images)
+    check_slice_datasets(get_config(opts=["DATASETS.TRAIN", ("few",), "DATASETS.TEST", ("none", "every")]))
+    told = [record.message for record in caplog.records if "name no patient" in record.message]
+    assert [message.split(" slices")[0] for message in told] == ["few: 1 of 3", "none: 1 of 1"]
+
+
+@pytest.mark.parametrize("classes, warned", [(("healthy", "ill"), False), (("ill", "healthy"), True)])
+def test_a_first_class_with_disease_is_warned_of(tmp_path, catalog, caplog, classes, warned):
+    path, images = make(tmp_path, ["file,label,patient_id", "a.png,ill,1", "b.png,healthy,2"])
+    register_slices("train", path, images, classes)
+    check_slice_datasets(get_config(opts=["DATASETS.TRAIN", ("train",), "MODEL.CLASSIFIER.NUM_CLASSES", 2]))
+    told = "Of the image classes ill, healthy the first, ill, is taken for the one without disease"
+    assert (told in caplog.text) == warned == ("without disease" in caplog.text)
 
 
 def test_an_image_in_training_and_test_is_refused(tmp_path, catalog):

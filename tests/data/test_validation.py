@@ -7,6 +7,7 @@ from d2_covid.cli import main
 from d2_covid.data.coco_json import load_lesion_json
 from d2_covid.data.lesion_masks import encode_mask
 from d2_covid.data.near_duplicates import BITS, hamming, near_duplicates, perceptual_hash
+from d2_covid.data.slice_datasets import register_slices
 from d2_covid.data.validation import validate
 from d2_covid.data.validation_findings import KINDS
 from d2_covid.errors import UserError
@@ -236,14 +237,19 @@ JSON_DEFECTS = {
     "box of corners": (_of_annotation(bbox=[4, 4, 16, 16]), "box_differs"),
     "box beside": (_of_annotation(bbox=[7, 4, 12, 12]), "box_differs"),
     "box beside polygon": (_of_annotation(segmentation=[[1, 4, 13, 4, 13, 16, 1, 16]]), "box_differs"),
+    "a point far out": (_of_annotation(segmentation=[[4, 4, 129, 4, 16, 16]]), "bad_segmentation"),
+    "a point of NaN": (_of_annotation(segmentation=[[float("nan")] * 6]), "bad_segmentation"),
+    "crowd region": (_of_annotation(iscrowd=1), "crowd"),
     "id of a list": (_of_annotation(id=[1]), "bad_entry"),
     "image of a list": (_of_annotation(image_id=[1]), "bad_entry"),
     "crowd": (_of_annotation(iscrowd="no"), "bad_entry"),
     "orphan": (lambda c: c["annotations"].append({"id": 9, "image_id": 77}), "bad_entry"),
     "twice": (lambda c: c["annotations"].append(c["annotations"][0]), "bad_entry"),
     "image without id": (lambda c: c["images"].append({"file_name": "x.png", "height": 1, "width": 1}), "bad_entry"),
+    "image twice": (lambda c: c["images"].append(c["images"][0] | {"id": 8}), "bad_entry"),
     "image height": (lambda c: c["images"].append(c["images"][0] | {"id": 8, "height": "48"}), "bad_entry"),
     "file": (lambda c: c["images"].append(c["images"][0] | {"id": 8, "file_name": "1/no.png"}), "missing_file"),
+    "long name": (lambda c: c["images"].append(c["images"][0] | {"id": 8, "file_name": "a" * 5000}), "missing_file"),
     "size": (_of_image(height=50), "size_differs"),
     "tiny": (_of_annotation(segmentation=DOT), "tiny_lesion"),
     "patient": (lambda c: c["images"][0].pop("patient_id"), "no_patient"),
@@ -259,6 +265,37 @@ def test_one_defect_in_a_json(name, coco):
     found.pop("no_lesion", None)
     # A mask of the json's own size on an image of another is wrong twice.
     assert found.pop(kind) == 1 and set(found) <= ({"bad_segmentation"} if name == "size" else set())
+
+
+def test_crowd_regions_are_no_lesions_and_nothing_else_is_an_error(coco):
+    found = validate([coco("train", [1, 2], _of_annotation(iscrowd=1))])
+    assert (found.errors, found.splits[0].class_counts["lesion"], found.splits[0].without_lesion) == (0, 1, 1)
+    assert "1 of 2 annotations have iscrowd 1" in found.findings.kept("crowd")[0].message
+
+    def all_crowd(content):
+        for annotation in content["annotations"]:
+            annotation["iscrowd"] = 1
+
+    found = validate([coco("train", [1, 2], all_crowd)])
+    (one,) = found.findings.kept("all_crowd")
+    assert found.errors == 1 and "all 2 annotations have iscrowd 1" in one.message
+    assert (found.splits[0].class_counts["lesion"], found.splits[0].without_lesion) == (0, 2)
+
+
+def test_slices_of_a_flat_json_are_no_patients(coco, tmp_path, capsys):
+    def flatten(content):
+        content["info"]["image_root"] = "../image/1"
+        content["images"], content["annotations"] = content["images"][:1], content["annotations"][:1]
+        content["images"][0]["file_name"] = "train.png"
+        del content["images"][0]["patient_id"]
+
+    path = coco("train", [1, 2], flatten)
+    found = validate([path])
+    assert [entry.patient_id for entry in found.splits[0].slices] == [""] and found.compared is None
+    (one,) = found.findings.kept("no_patient")
+    assert "neither 'patient_id' nor a folder" in one.message and found.errors == 0
+    assert main(["validate", str(path), "--output", str(tmp_path / "out")]) == 0
+    assert "train.json: 1 slice of unknown patients (lesion 1)" in capsys.readouterr().out
 
 
 def test_boxes_may_be_two_pixels_off_and_iscrowd_null(coco):
@@ -306,6 +343,14 @@ def test_categories_that_training_refuses_are_an_error_with_its_words(name, coco
     assert [one.message for one in found.findings.kept(kind)] == [str(refused.value)] and found.errors == 1
 
 
+def test_more_classes_than_a_mask_type_has_are_an_error(coco):
+    def three(content):
+        content["categories"] += [{"id": 2, "name": "consolidation"}, {"id": 3, "name": "effusion"}]
+
+    (one,) = validate([coco("train", [1, 2], three)]).findings.kept("mask_type")
+    assert "3 lesion classes (lesion, consolidation, effusion)" in one.message
+
+
 def test_a_patient_in_two_splits_is_an_error(coco):
     found = validate([coco("train", [1, 2, 3]), coco("val", [3, 4])])
     (one,) = found.findings.kept("patient_in_two_splits")
@@ -349,6 +394,16 @@ def test_a_list_with_bad_lines(tmp_path):
     assert "line 3" in found.findings.kept("label_out_of_range")[0].message
     missing = {one.file for one in found.findings.kept("class_missing")}
     assert missing == {"list.csv:train: common pneumonia", "list.csv:train: COVID-19"}
+
+
+def test_lists_in_one_folder_with_image_folders_of_their_own(tmp_path):
+    names = []
+    for split in ("train", "val"):
+        _save(tmp_path / split / "0.png", _picture(len(split)))
+        (tmp_path / f"{split}.csv").write_text("file,label,patient_id\n0.png,0,a\n")
+        names.append(f"validated_{split}_{tmp_path.name}")
+        register_slices(names[-1], tmp_path / f"{split}.csv", tmp_path / split)
+    assert [one.file for one in validate(names).findings.kept("patient_in_two_splits")] == ["a"]
 
 
 # ---- the hash ----

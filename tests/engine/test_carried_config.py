@@ -47,6 +47,14 @@ def test_other_words_for_the_papers_classes_are_the_same_classes(dataset, facts)
     check_carried_classes(facts, [dataset("Normal", "CP", "NCP")], "x.pth")
 
 
+def test_classes_called_by_numbers_are_their_names(dataset):
+    facts = {"image_classes": ["1", "2"]}
+    check_carried_classes(facts, [dataset("1", "2")], "x.pth")
+    MetadataCatalog.remove("tiny_for_carried_classes")
+    with pytest.raises(UserError, match="image classes 0, 1, and x.pth was trained on 1, 2"):
+        check_carried_classes(facts, [dataset("0", "1")], "x.pth")
+
+
 @pytest.mark.parametrize("classes", [IMAGE_CLASSES[::-1], IMAGE_CLASSES[:2], (*IMAGE_CLASSES[:2], "tumour"), ()])
 def test_other_classes_are_refused(dataset, classes):
     with pytest.raises(UserError, match="x.pth was trained on control, common pneumonia, COVID-19, in that order"):

@@ -3,6 +3,7 @@
 import json
 import math
 
+from d2_covid.data.datasets import register_lesions
 from d2_covid.engine import trainer as trainer_module
 from d2_covid.engine.checkpoint import read_checkpoint
 from d2_covid.engine.evaluation import flat_numbers, loss_mode, validation_losses
@@ -115,6 +116,18 @@ def test_best_metric_that_no_evaluation_gives(tiny, tmp_path, caplog):
     Trainer(tiny("TEST.BEST_METRIC", "segm/AP51", "SOLVER.MAX_ITER", 1)).train()
     assert "TEST.BEST_METRIC segm/AP51 is not among" in caplog.text
     assert not (tmp_path / "run" / "model_best.pth").exists()
+
+
+@pytest.mark.parametrize(("given", "of"), [("segm/AP50", "engine"), ("second_test/segm/AP50", "second")])
+def test_the_best_checkpoint_of_two_test_sets(given, of, tiny, lesion_sets, tmp_path, monkeypatch):
+    """A metric that names no set is the first one's."""
+    register_lesions("second_test", lesion_sets["test"])
+    results = {name: {"segm": {"AP50": float(len(name))}} for name in ("engine_test", "second_test")}
+    monkeypatch.setattr(trainer_module, "evaluate", lambda *_, **__: results)
+    opts = ("DATASETS.TEST", tuple(results), "TEST.VALIDATION_LOSS", False, "SOLVER.MAX_ITER", 1)
+    Trainer(tiny(*opts, "TEST.BEST_METRIC", given)).train()
+    best = read_checkpoint(tmp_path / "run" / "model_best.pth")["d2_covid"]["best"]
+    assert best == {"metric": f"{of}_test/segm/AP50", "value": len(f"{of}_test"), "iteration": 0}
 
 
 @pytest.mark.parametrize(

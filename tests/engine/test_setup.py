@@ -1,4 +1,4 @@
-"""The device of a run, and how its model lies in memory."""
+"""The device of a run, what builds no model, and how its model lies in memory."""
 
 import copy
 import re
@@ -44,6 +44,25 @@ def test_a_gpu_that_is_named_by_its_number_becomes_the_current_one(device, curre
     monkeypatch.setattr(setup, "build_model", lambda cfg: nn.Identity())
     build_for_device(get_config(None, ["MODEL.DEVICE", device]))
     assert chosen == current
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "reason"),
+    [
+        ("MODEL.RPN.IN_FEATURES", "['p4']", r"KeyError: p4"),
+        ("MODEL.BACKBONE.NAME", "build_resnet_backbone", r"KeyError: p3"),
+        ("MODEL.RESNETS.DEPTH", "20", r"KeyError: 20"),
+        ("MODEL.ROI_HEADS.NAME", "LesionRoiHeads", r"KeyError: No object named 'LesionRoiHeads' found .*"),
+        ("MODEL.KEYPOINT_ON", "True", None),
+        ("MODEL.PIXEL_MEAN", "[120.0]", None),
+        ("MODEL.PIXEL_STD", "[1.0, 1.0]", None),
+    ],
+)
+def test_a_model_that_can_not_be_built_is_refused_in_a_line(key, value, reason):
+    found = rf"no model that can be built \({reason}\); compare .*" if reason else rf"{key} .*"
+    with pytest.raises(UserError, match=found) as error:
+        build_for_device(tiny_config(key, value))
+    assert "\n" not in str(error.value)
 
 
 # ---- channels last ----

@@ -3,6 +3,7 @@
 import json
 
 from d2_covid.cli import run_command
+from d2_covid.config import config_dir
 
 import pytest
 
@@ -133,6 +134,14 @@ def test_the_help_resumes_with_options_before_overrides(load_tool):
 def test_missing_config(command, capsys):
     assert command(config="nowhere.yaml") == 2
     assert "No config file nowhere.yaml" in capsys.readouterr().err
+
+
+def test_a_schedule_of_a_files_own_that_its_base_overrules(load_tool, tmp_path, capsys):
+    base = config_dir() / "segmentation" / "mask_rcnn_R_18_T2_FPN.yaml"
+    (tmp_path / "own.yaml").write_text(f"_BASE_: {base}\nSOLVER: {{MAX_ITER: 5000}}\n")
+    opts = ["MODEL.DEVICE", "cpu", "OUTPUT_DIR", str(tmp_path / "run")]
+    assert run_command(lambda: load_tool("train_net").main(["--config-file", str(tmp_path / "own.yaml"), *opts])) == 2
+    assert "own.yaml: SOLVER.MAX_ITER 5000 does nothing with SOLVER.EPOCHS 100" in capsys.readouterr().err
 
 
 def test_device_that_is_not_there(command, capsys, monkeypatch):

@@ -73,7 +73,9 @@ def test_without_patients_wilson_and_slices_and_it_says_so():
 def test_one_slice_without_a_patient_makes_patients_unknown():
     given = predictions()
     given.patient_ids[3] = ""
-    assert classification_results(given, FEW)["patients"] is None
+    results = classification_results(given, FEW)
+    assert results["patients"] is None and results["by_patient"] == {}
+    assert results["intervals"]["note"].startswith("1 of 60 slices name no patient, so")
 
 
 def test_no_intervals_when_none_are_asked_for():

@@ -283,6 +283,8 @@ def test_class_that_the_dataset_lacks_is_refused_at_once(register, two_patients)
         ({"segmentation": {"size": [160, 160], "counts": "~"}}, "mask for slice 1 .* no compressed run-length code"),
         ({"segmentation": {"size": [160, 160], "counts": [25605, -5]}}, "mask for slice 1 .* a run of -5 pixels"),
         ({"segmentation": {"size": [160, 160], "counts": None}}, "mask for slice 1 has a run-length code that"),
+        ({"segmentation": [[math.nan] * 6]}, "mask for slice 1 is no mask .* no finite number"),
+        ({"segmentation": [[1, 1, 321, 1, 9, 9]]}, "mask for slice 1 is no mask .* 321, far outside of its 160x160"),
         ({"segmentation": {"counts": [25600]}}, "mask for slice 1 is of no size, and the slice 160x160"),
     ],
 )
@@ -320,7 +322,31 @@ def test_dataset_without_patients_resamples_slices_and_says_so(lesions, caplog):
     del dicts[0]["patient_id"]
     scores = evaluate_predictions(dicts, [], ["lesion"], bootstrap=10)
     assert scores.facts["resampled"] == "slices" and scores.figures["segm/AP"].interval.exists
-    assert "names no patients" in caplog.text
+    assert "1 of 2 slices name no patient" in caplog.text
+    assert scores.as_dict()["patients"] is scores.as_dict()["metrics"]["segm/AP"]["patients"] is None
+
+
+def test_the_log_names_no_patients_where_there_are_none(register, lesions, caplog):
+    dicts = [lesions.truth(number, [BOX]) | {"patient_id": ""} for number in (1, 2)]
+    with caplog.at_level(logging.INFO, logger="d2_covid"):
+        run(LesionEvaluator(register(dicts), bootstrap=10), {1: PERFECT[1]})
+    assert "2 slices, 0 without ground truth" in caplog.text and "2 of 2 slices name no patient" in caplog.text
+
+
+def test_crowd_regions_are_left_out_of_every_figure(lesions):
+    dicts = [lesions.truth(1, [BOX], "a"), lesions.truth(2, [BOX], "b"), lesions.truth(3, [BOX], "c")]
+    for item in dicts[:2]:
+        item["annotations"][0]["iscrowd"] = 1
+    rows = [row for number in (1, 2) for row in lesions.found(number, [(0, 0.9, *BOX[1:])])]
+    scores = evaluate_predictions(dicts, rows, ["lesion"], bootstrap=0)
+    assert scores.facts["instances"] == {"lesion": 1} and scores.facts["slices_without_ground_truth"] == 2
+    assert {figure.instances for name, figure in scores.figures.items() if name.endswith("/AP")} == {1}
+    assert scores.figures["segm/AP"].value == scores.figures["union/dice"].value == 0
+    # The third is missed; in the other two nothing is wrong.
+    assert scores.figures["paper_ap/AP"].value == pytest.approx(200 / 3)
+    assert scores.figures["union/specificity"].value == scores.figures["union/pooled_specificity"].value == 1
+    for figure in scores.figures.values():
+        assert figure.note.endswith("Crowd regions: 2, left out with what is found in them.")
 
 
 @pytest.mark.parametrize("annotations", [None, []])

@@ -84,6 +84,20 @@ def test_nothing_but_empty_slices():
     assert values["specificity"] == values["pooled_specificity"] == 1
 
 
+def test_pixels_of_crowd_regions_that_no_lesion_has_are_left_out(lesions):
+    dicts = [lesions.truth(1, [(0, 10, 10, 10, 10), (0, 15, 10, 20, 10), (1, 60, 60, 10, 10)])]
+    for annotation in dicts[0]["annotations"][1:]:
+        annotation["iscrowd"] = 1
+    # Over the lesion, the region beside it, and 5 columns beyond both.
+    predictions = lesions.found(1, [(0, 0.9, 10, 10, 30, 10), (0, 0.9, 60, 60, 10, 10)])
+    classes = ("GGO", "consolidation")
+    everywhere = 160 * 160
+    assert pixels(dicts, predictions, classes).tolist() == [[100, 50, 0, everywhere - 300 - 100]]
+    # A region of another class leaves nothing out.
+    assert pixels(dicts, predictions, classes, of_class=0).tolist() == [[100, 150, 0, everywhere - 300 - 100]]
+    assert pixels(dicts, predictions, classes, of_class=1).tolist() == [[0, 0, 0, everywhere - 100]]
+
+
 def test_by_class_and_together(lesions):
     dicts = [lesions.truth(1, [(0, 10, 10, 10, 10), (1, 60, 60, 10, 10)]), lesions.truth(2, [])]
     predictions = lesions.found(1, [(1, 0.9, 10, 10, 10, 10), (1, 0.9, 60, 60, 10, 10)])

@@ -108,6 +108,29 @@ def test_masks_are_compared_not_boxes(lesions):
     assert table([item], [row]).sum() == 0
 
 
+def test_crowd_regions_are_neither_found_nor_missed(lesions):
+    dicts = [lesions.truth(1, [(0, 10, 10, 20, 20), (0, 60, 60, 40, 40)]), lesions.truth(2, [(0, 60, 60, 40, 40)])]
+    for item in dicts:
+        item["annotations"][-1]["iscrowd"] = 1
+    inside, across, beside = (0, 0.99, 60, 60, 10, 10), (0, 0.98, 50, 60, 20, 10), (0, 0.97, 49, 60, 20, 10)
+    right = (0, 0.9, 10, 10, 20, 20)
+    assert table(dicts, [])[:, 0].tolist() == [0, 1]
+    rows = lesions.found(1, [inside, across, right]) + lesions.found(2, [inside, across])
+    assert table(dicts, rows)[:, 0].tolist() == [1, 1]
+    # Less than half of it lies in the region.
+    rows = lesions.found(1, [beside, right]) + lesions.found(2, [beside])
+    assert table(dicts, rows)[:, 0].tolist() == [0.5, 0]
+    # A region of another class leaves nothing out.
+    rows = lesions.found(2, [(1, *inside[1:])])
+    assert table(dicts, rows, ("GGO", "consolidation"))[1, 0] == 0
+
+
+def test_a_lesion_found_in_a_crowd_region_counts(lesions):
+    item = lesions.truth(1, [(0, 10, 10, 20, 20), (0, 5, 5, 40, 40)])
+    item["annotations"][1]["iscrowd"] = 1
+    assert table([item], lesions.found(1, [(0, 0.9, 10, 10, 20, 20)]))[0, 0] == 1
+
+
 def test_detection_of_another_class_does_not_match(lesions):
     dicts = [lesions.truth(1, [(0, 10, 10, 20, 20), (1, 60, 60, 20, 20)])]
     predictions = lesions.found(1, [(1, 0.95, 10, 10, 20, 20), (1, 0.9, 60, 60, 20, 20)])

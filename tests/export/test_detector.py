@@ -58,6 +58,17 @@ def test_says_what_the_model_says(make_model, name, operators):
         assert (total == 0) == (name == "nothing is found")
 
 
+@torch.no_grad()
+def test_a_later_detectron2s_sigmoid_loss_has_scores_to_go_with_it(make_model):
+    model, _ = make_model(LESION)
+    softmax = WholeModel(model)
+    model.roi_heads.box_predictor.use_sigmoid_ce = True
+    expected, _ = make_model(LESION, "MODEL.ROI_BOX_HEAD.SCORE_FUNCTION", "sigmoid")
+    image = torch.randint(0, 256, (1, 64, 96), dtype=torch.uint8, generator=torch.Generator().manual_seed(5))
+    (found, wanted, other) = (module(image)[2] for module in (WholeModel(model), WholeModel(expected), softmax))
+    assert torch.equal(found, wanted) and not torch.equal(found, other)
+
+
 def _same(expected, found: dict, index: int) -> None:
     instances = expected["instances"] if isinstance(expected, dict) else expected
     mine = found["image_index"] == index

@@ -52,3 +52,10 @@ def test_a_model_without_weights_is_refused(cfg):
     cfg.MODEL.WEIGHTS = ""
     with pytest.raises(UserError, match="MODEL.WEIGHTS"):
         load_model(cfg)
+
+
+def test_a_model_that_can_not_be_built_is_refused_before_its_weights_are_read(cfg):
+    cfg = cfg.clone()
+    cfg.MODEL.RPN.IN_FEATURES, cfg.MODEL.WEIGHTS = ["p4"], "missing.pth"
+    with pytest.raises(UserError, match="no model that can be built .KeyError: p4"):
+        load_model(cfg)

@@ -186,6 +186,22 @@ def test_a_bad_image_costs_only_itself(segmentation, scans, tmp_path):
     assert result.failed_slices[0].index == 1 and "1.png" in result.failed_slices[0].message
 
 
+@pytest.mark.parametrize("kind", ["dicom", "image", "another volume"])
+def test_what_can_not_be_read_beside_a_series_is_a_warning(kind, segmentation, scans, tmp_path):
+    if kind == "image":
+        for index in range(3):
+            _image(tmp_path / f"{index}.png", window_to_uint8(scans.body(1)[0], -600, 1500))
+    else:
+        scans.dicom_series(tmp_path, scans.body(3))
+        scans.save(tmp_path / "scout.dcm", scans.dicom(scans.body(1)[0], ImageType=["ORIGINAL", "LOCALIZER"]))
+    bad = tmp_path / "bad.nii.gz" if kind == "another volume" else sorted(tmp_path.iterdir())[0]
+    bad.write_bytes(bad.read_bytes()[:-2500] if kind == "dicom" else b"\x1f\x8b" if bad.suffix == ".gz" else b"\x89PNG")
+    result = segmentation.series(tmp_path)
+    assert result.num_slices == (3 if kind == "another volume" else 2)
+    assert [bad.name in warning for warning in result.warnings].count(True) == 1
+    assert not any("scout" in warning for warning in result.warnings)
+
+
 # ---- refused ----
 
 
@@ -270,6 +286,13 @@ def test_weights_of_another_model_are_refused_in_a_sentence(lesion_weights, clas
         Predictor("mask_rcnn_R_18_T2_FPN", lesion_weights, "cpu")
     with pytest.raises(UserError, match="T2"):
         Predictor("covid_ct_mask_net_R_18_T1_FPN", classifier_weights, "cpu")
+
+
+def test_more_classes_than_the_mask_type_names_are_refused_in_a_line(make_weights):
+    weights = make_weights("segmentation/mask_rcnn_R_18_T2_FPN.yaml", "MODEL.ROI_HEADS.NUM_CLASSES", "3")
+    message = rf"^{weights} .*NUM_CLASSES 3, .*MASK_TYPE merge has names for 1 \(lesion\); give --model [^\n]*$"
+    with pytest.raises(UserError, match=message):
+        resolve_model(weights=weights, device="cpu")
 
 
 class _Harm:

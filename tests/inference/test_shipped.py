@@ -247,4 +247,7 @@ def test_a_card_as_text_json_and_path(ships, capsys):
     assert main(["models", "tiny_lesion", "--path"]) == 0
     assert capsys.readouterr().out == f"{ships / 'tiny_lesion.pth'}\n"
     with pytest.raises(SystemExit):
+        main(["models", "--help"])
+    assert "tools/train_net.py" in capsys.readouterr().out  # no other checkpointer has a classifier's shared tensors
+    with pytest.raises(SystemExit):
         main(["models", "--json"])

@@ -96,6 +96,15 @@ def test_graphs_of_several_shapes_do_not_mix(model):
             assert_near(fast(records), graphed(records), 5e-4)
 
 
+@pytest.mark.parametrize("model", MODELS[:1], indirect=True)
+def test_a_graph_that_inference_mode_has_captured_serves_outside_it(model):
+    records, graphed = make_slices((64, 64)), for_inference(model, cuda_graph=True)
+    with torch.inference_mode():
+        expected = graphed(records)
+    with torch.no_grad():
+        assert_near(expected, graphed(records), 5e-4)
+
+
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="no second GPU")
 @pytest.mark.parametrize("model", MODELS[:1], indirect=True)
 def test_graphs_on_a_gpu_that_is_not_the_current_one(model):

@@ -196,6 +196,21 @@ def test_a_whole_model_trains_as_detectron2s(config, opts, counts):
         assert found[0]["loss_mask"] > 0 and found[2]["roi_head/num_fg_samples"] >= 1
 
 
+@pytest.mark.parametrize("counts", [(3, 0, 5, 0), (0, 0)])
+def test_an_image_without_lesions_needs_no_masks(counts):
+    """Detectron2's own mapper gives it none."""
+    plain, ours = models("segmentation/mask_rcnn_R_18_T2_FPN.yaml", *EVERYTHING, *MANY_FOREGROUND)
+    batch = samples(*counts)
+    for x in batch:
+        if not len(x["instances"]):
+            x["instances"].remove("gt_masks")
+    assert trains_batched(ours.roi_heads, [x["instances"] for x in batch])
+    expected, found = losses_and_gradients(plain, batch)[0], losses_and_gradients(ours, batch)[0]
+    assert expected.keys() == found.keys()
+    for name, loss in expected.items():
+        torch.testing.assert_close(found[name], loss, rtol=1e-5, atol=1e-7)
+
+
 def test_several_feature_levels():
     small = "MODEL.RESNETS.DEPTH 18 MODEL.RESNETS.RES2_OUT_CHANNELS 64 MODEL.ROI_MASK_HEAD.NUM_CONV 1".split()
     plain, ours = models("segmentation/mask_rcnn_R_50_FPN.yaml", *EVERYTHING, *small)
@@ -240,6 +255,8 @@ def test_other_heads_train_as_detectron2_does():
             torch.testing.assert_close(found[name], loss, rtol=1e-4, atol=1e-5)
     _, ours = models("segmentation/mask_rcnn_R_18_T2_FPN.yaml")
     assert trains_batched(ours.roi_heads, targets)
+    ours.roi_heads.box_predictor.use_sigmoid_ce = True  # as a later Detectron2 has it
+    assert not trains_batched(ours.roi_heads, targets)
 
 
 def test_matches_of_this_file_are_foreground_somewhere():

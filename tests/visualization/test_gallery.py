@@ -62,6 +62,13 @@ def test_panels_carry_patient_slice_and_predictions_above_the_threshold(tmp_path
     assert (first.image[:, last:] != second.image[:, last:]).any()  # drawn above the threshold, left out below
 
 
+def test_panels_of_slices_of_unknown_patients_have_the_names_of_their_files(tmp_path):
+    unknown = record(tmp_path, 1)
+    del unknown["patient_id"]
+    unnamed, named = dataset_panels([unknown, record(tmp_path, 2)], ["lesion"])
+    assert (unnamed.name, unnamed.text, named.name) == ("1", "1.png", "3_2")
+
+
 def test_a_slice_that_cannot_be_read_costs_no_other_its_panel(tmp_path):
     records = [record(tmp_path, 1), record(tmp_path, 2), record(tmp_path, 3)]
     (tmp_path / "1.png").write_bytes(b"")

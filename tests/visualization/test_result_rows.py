@@ -49,3 +49,11 @@ def test_without_a_bootstrap_the_notes_claim_none():
     results = copy.deepcopy(RESULTS)
     results["settings"]["bootstrap"] = 0
     assert "bootstrap" not in " ".join(results_notes(results))
+
+
+def test_slices_of_unknown_patients_are_counted_alone():
+    results = copy.deepcopy(RESULTS) | {"patients": None, "resampled": "slices"}
+    results["metrics"]["segm/AP50"]["patients"] = None
+    assert lesion_rows(results)[0].n == "96 slices"
+    counted, intervals, _ = results_notes(results)
+    assert counted.startswith("96 slices; true instances") and "bootstrap over slices" in intervals

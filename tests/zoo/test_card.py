@@ -2,6 +2,7 @@
 
 from d2_covid.inference.model_card import card_from_dict
 from d2_covid.zoo.card import card_page
+from d2_covid.zoo.card_evaluations import _from_results
 
 import pytest
 
@@ -89,6 +90,15 @@ def test_what_is_not_known_is_left_out_or_said(card):
     page = card_page([card_from_dict(card, "test")])
     assert "Nothing yet." in page and "changed by storing" not in page
     assert "| training | 496 slices, 100 s, NVIDIA X |" in page and "| seed | 3 |" in page
+
+
+@pytest.mark.parametrize("patients, resampled, counted", [(4, "patients", "4 patients"), (None, "slices", "9 slices")])
+def test_lesions_of_unknown_patients_are_resampled_by_slices(patients, resampled, counted):
+    ap50 = {"value": 30.0, "interval": {"low": 20.0, "high": 40.0, "note": ""}, "note": ""}
+    results = {"slices": 9, "patients": patients, "resampled": resampled, "instances": {"lesion": 3}}
+    results |= {"settings": {"bootstrap": 50}, "metrics": {"segm/AP50": ap50}}
+    found = _from_results("mine", results, several=False)
+    assert (found.patients, found.interval) == (patients, f"95 %, bootstrap over {counted}, 50 resamples")
 
 
 def test_no_model_no_card():

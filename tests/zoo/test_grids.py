@@ -5,6 +5,7 @@ import shlex
 from d2_covid import get_config
 from d2_covid.errors import UserError
 from d2_covid.zoo.grids import CLASSIFIER_GRIDS, GRIDS, MODELS, changed, classifier_rows, lesion_grid
+from d2_covid.zoo.words import RECIPES
 
 import pytest
 
@@ -99,6 +100,18 @@ def test_recipes_say_what_they_are():
     assert half.SOLVER.AMP == {"ENABLED": True, "DTYPE": "bfloat16"}
     assert {**half.SOLVER, "AMP": None} == {**papers.SOLVER, "AMP": None}
     assert (half.INPUT, half.MODEL, half.DATASETS) == (papers.INPUT, papers.MODEL, papers.DATASETS)
+
+
+@pytest.mark.parametrize("grid", [grid for grid in [*GRIDS, *CLASSIFIER_GRIDS] if grid in RECIPES])
+def test_only_what_trains_as_the_papers_config_is_called_its_whole_recipe(grid):
+    """A classifier of the zoo reads the detections of a tuned model: other pixels, anchors, thresholds."""
+    row = rows_of(grid)[0]
+    cfg = get_config(row.config.removeprefix("configs/"), row.arguments()[2:])
+    published = get_config(row.config.removeprefix("configs/").replace("tuned/", ""))
+    if "whole recipe" in RECIPES[grid]:
+        assert cfg.MODEL == published.MODEL and cfg.INPUT == published.INPUT
+    if grid.startswith("classifier_paper"):
+        assert cfg.INPUT != published.INPUT and "lesion model, whose pixels, anchors" in RECIPES[grid]
 
 
 def test_another_recipe_needs_a_name():

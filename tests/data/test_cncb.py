@@ -417,3 +417,11 @@ def test_command_ends_with_one_line_and_status_2(repository, small_cncb, tmp_pat
     errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1 and "1/2.jpg is an empty file" in errors[0]
     assert "Traceback" not in result.stderr and not (tmp_path / "cncb").exists()
+
+
+def test_the_patients_drawn_are_the_same_everywhere(make_cncb, slice_mask):
+    pairs = pair_cncb(make_cncb({f"{p}/1": slice_mask() for p in range(12)})).pairs
+    # Pinned: whoever prepares a published split again must get it, whatever the order of files or of Python's sets.
+    for order in (pairs, pairs[::-1]):
+        assert {pair.patient_id for pair in split_by_fraction(order, 0.3, 0)["val"]} == {"2", "4", "7", "9"}
+    assert len(split_by_fraction(pairs, 0.23, 0)["val"]) == 3, "2.76 of 12, rounded"

@@ -637,3 +637,49 @@ def test_headers_are_read_without_pixels(scans, tmp_path):
     assert not isinstance(frames, LeftOut) and len(frames) == 1
     (series,) = assemble(frames)
     assert isinstance(series, Series) and series.num_slices == 1
+
+
+def test_several_gaps_are_told_from_the_usual_step(scans, tmp_path):
+    series = _one(scans.dicom_series(tmp_path, scans.body(8), zs=[0.0, 1, 2, 3, 13, 14, 15, 25]))
+    _warned(series, "2 gap(s) of up to 10 mm between slices 1 mm apart", "about 18 slice(s) missing")
+    assert len(series.warnings) == 1 and series.spacing[0] == pytest.approx(25 / 7)
+
+
+def test_a_table_that_moved_aside_is_said(scans, tmp_path):
+    for k, x in enumerate((0, 0, 5, 0)):
+        scans.save(tmp_path / f"{k}.dcm", scans.dicom(scans.body(4)[k], (x, 0, 2 * k), number=k))
+    _warned(_one(tmp_path), "slices lie up to 5 mm beside the line from first to last")
+
+
+@pytest.mark.parametrize("thickness", [5.0, None])
+def test_one_slice_is_as_thick_as_its_header_says(scans, tmp_path, thickness):
+    scans.save(tmp_path / "x.dcm", scans.dicom(scans.body()[0], SliceThickness=thickness))
+    series = _one(tmp_path)
+    assert series.spacing[0] == series.slice_extents_mm.sum() == (thickness or 1.0)
+    assert any("no usable slice thickness" in warning for warning in series.warnings) == (thickness is None)
+
+
+def test_signed_monochrome1_is_turned_round_within_its_bits(scans, tmp_path):
+    volume = scans.body(3)
+    tags = {"PixelRepresentation": 1, "PhotometricInterpretation": "MONOCHROME1", "intercept": 0}
+    for k in range(3):
+        dataset = scans.dicom(volume[k], (0, 0, k), **tags)
+        dataset.PixelData = (-1 - np.frombuffer(dataset.PixelData, np.int16)).tobytes()
+        scans.save(tmp_path / f"{k}.dcm", dataset)
+    series = _one(tmp_path)
+    np.testing.assert_array_equal(_voxels(series), volume)
+    _warned(series, "MONOCHROME1", "turned round")
+
+
+def test_a_range_of_padding_is_air(scans, tmp_path):
+    volume = scans.body(3)
+    for k in range(3):
+        dataset = scans.dicom(volume[k], (0, 0, k))
+        pixels = np.frombuffer(dataset.PixelData, np.uint16).reshape(40, 48).copy()
+        pixels[:5] = 60000 + np.arange(5)[:, None]
+        dataset.PixelData = pixels.tobytes()
+        dataset.add_new(0x00280120, "US", 60004)
+        dataset.add_new(0x00280121, "US", 60000)
+        scans.save(tmp_path / f"{k}.dcm", dataset)
+    volume[:, :5] = -1024
+    np.testing.assert_array_equal(_voxels(_one(tmp_path)), volume)

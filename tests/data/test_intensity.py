@@ -17,3 +17,9 @@ def test_what_has_no_value_is_air_in_gray(kind, most, inverted):
 
 def test_what_has_no_value_is_air_in_hounsfield_units():
     assert Unit().convert(np.array([40.0, np.nan, np.inf])).tolist() == [40, AIR_HU, AIR_HU]
+
+
+def test_values_keep_their_precision():
+    assert Unit().convert(np.array([3071, -1023.5])).tolist() == [3071, -1023.5]
+    # As preprocessing.read_slice rounds 16-bit images.
+    assert Unit("short").convert(np.array([128, 129, 385, 386])).tolist() == [0, 1, 1, 2]

@@ -131,3 +131,30 @@ def test_gray_slices_are_approximate(chest):
                                   np.zeros((1, 1), np.uint8)], ids=["black", "white", "one pixel"])  # fmt: skip
 def test_a_gray_slice_without_contrast_has_no_lung(gray):
     assert not lung_mask(gray).any()
+
+
+@pytest.mark.parametrize("turns", range(4))
+def test_air_that_reaches_any_border_is_outside(turns):
+    values = np.full((80, 80), 40, np.float32)
+    values[:30, 25:55] = -850
+    values[45:65, 25:55] = -850
+    inside = np.zeros((80, 80), bool)
+    inside[45:65, 25:55] = True
+    found = np.rot90(lung_mask(np.ascontiguousarray(np.rot90(values, turns)), (2.0, 2.0)), -turns)
+    assert found[inside].all() and not found[:40].any()
+
+
+def test_a_lung_much_smaller_than_the_other_is_lung(chest):
+    volume, lung = chest
+    small = _disc(volume.shape[1:], 80, 155, 15, 11)  # a tenth
+    for k in range(2, 9):
+        volume[k][:, 110:][lung[k][:, 110:]] = 40
+        volume[k][small] = -850
+    assert (_lung(volume)[5] & small).sum() > 0.95 * small.sum()
+
+
+def test_a_large_region_near_gas_is_lung(chest):
+    """Emphysema: as dark as a bronchus, -950 HU, and far larger than one."""
+    volume, lung = chest
+    volume[lung] = -950
+    assert _dice(_lung(volume), lung) > 0.98

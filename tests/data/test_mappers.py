@@ -242,3 +242,8 @@ def test_training_sizes_are_drawn(sample, sampling, allowed):
     mapper = _mapper(60, 70, sampling=sampling)
     heights = {mapper(sample(sample_seed=seed))["image"].shape[1] for seed in range(25)}
     assert heights <= allowed and len(heights) >= 2
+
+
+def test_both_ends_of_a_range_of_sizes_are_drawn():
+    mapper = LesionDatasetMapper(is_train=True, min_sizes=(60, 61), max_size=1000, sampling="range")
+    assert {mapper._draw_size(np.random.default_rng(seed)) for seed in range(20)} == {60, 61}

@@ -1,7 +1,7 @@
 """Run-length codes against pycocotools, and codes that are none."""
 
 from d2_covid.data.lesion_masks import encode_mask
-from d2_covid.data.run_lengths import run_lengths
+from d2_covid.data.run_lengths import check_covers, run_lengths
 
 import numpy as np
 import pycocotools.mask as mask_util
@@ -33,3 +33,10 @@ def test_lengths_of_a_mask_go_down_its_columns():
 def test_what_is_no_code_is_an_error(counts):
     with pytest.raises((ValueError, TypeError)):
         run_lengths(counts)
+
+
+@pytest.mark.parametrize("counts, pixels", [([100, 20], 120), ([25600, 100], 25700)])
+def test_a_code_that_is_too_short_or_too_long_covers_no_image(counts, pixels):
+    with pytest.raises(ValueError, match=f"add up to {pixels} pixels, not 25600"):
+        check_covers(counts, 160, 160)
+    check_covers([25500, 100], 160, 160)

@@ -490,3 +490,10 @@ def test_a_dataset_of_another_mask_type_than_its_name_is_an_error(coco, tmp_path
     found = validate([f"{tmp_path.name}_ggo_train"])
     (one,) = found.findings.kept("mask_type")
     assert found.errors == 1 and "holds 'merge' masks, not 'ggo'" in one.message
+
+
+@pytest.mark.parametrize("bits, found", [(32, [(1, 0, 32)]), (33, [])])
+def test_images_are_near_up_to_32_bits(bits, found):
+    signs = np.zeros((2, BITS + 1), np.uint8)
+    signs[1, :bits] = 1
+    assert list(near_duplicates(np.packbits(signs, axis=1), [0, 1], [0, 1])) == found

@@ -78,7 +78,10 @@ def test_uneven_slices_count_alike_whichever_axial_axis_they_lie_along(order, si
     assert (Geometry((4, 3, 5), affine).pixel_shares == 1).all()
 
 
-@pytest.mark.parametrize("break_it", [lambda a: a * np.nan, lambda a: a * 0, lambda a: a * 1e5, lambda a: a[:3, :3]])
+@pytest.mark.parametrize(
+    "break_it",
+    [lambda a: a * np.nan, lambda a: a * 0, lambda a: a * 1e5, lambda a: a[:3, :3], lambda a: a[:, [0, 0, 2, 3]]],
+)
 def test_an_affine_that_makes_no_volume_is_refused(break_it):
     with pytest.raises(ValueError, match="not an affine"):
         Geometry((2, 2, 2), break_it(np.eye(4)))
@@ -170,3 +173,18 @@ def test_what_is_no_ct_is_refused_in_one_line(array, options, message):
     with pytest.raises(UserError) as error:
         series_from_array(array, **{"spacing": (1, 1, 1), **options})
     assert message in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("degrees, said", [(15, False), (25, True)])
+def test_a_grid_far_off_the_patients_axes_is_said(scans, degrees, said):
+    c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+    affine = np.eye(4)
+    affine[:2, :2] = [[c, -s], [s, c]]
+    warnings = series_from_array(scans.body(), affine=affine).warnings
+    assert any("25 degrees off the patient's" in warning for warning in warnings) == said == bool(warnings)
+
+
+def test_uneven_slices_of_another_plane_leave_the_axial_ones_even():
+    coronal = Geometry((4, 8, 5), _affine((0, 2, 1), (1, 1, 1)), slice_offsets=(0, 1, 2, 10))
+    assert coronal.shape == (8, 4, 5)
+    assert coronal.slice_extents_mm.tolist() == pytest.approx([2.5] * 8)

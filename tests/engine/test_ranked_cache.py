@@ -1,4 +1,5 @@
 import logging
+import os
 from pathlib import Path
 
 from d2_covid import get_config
@@ -205,6 +206,8 @@ def test_a_damaged_file_is_computed_again(config, caplog):
         (("MODEL.CLASSIFIER.DROP_EMPTY", False), False),
         (("MODEL.CLASSIFIER.PADDING", "sampled"), False),
         (("MODEL.CLASSIFIER.NMS_THRESH", 0.5), False),
+        (("MODEL.CLASSIFIER.SCORE_THRESH", 0.5), False),
+        (("MODEL.CLASSIFIER.PADDING_SEED", 5), False),
         (("MODEL.ROI_BOX_HEAD.SCORE_FUNCTION", "sigmoid"), False),
         (("MODEL.RPN.POST_NMS_TOPK_TEST", 30), False),
         (("TEST.DTYPE", "bfloat16"), False),
@@ -252,3 +255,14 @@ def test_runs_may_share_a_folder(config, tmp_path):
     cached_task(cfg, task(), model)
     cached_task(config("MODEL.CLASSIFIER.CACHE_DIR", tmp_path / "shared", "OUTPUT_DIR", tmp_path / "b"), task(), model)
     assert model.calls == 9
+
+
+def test_a_slice_written_again_in_as_many_bytes_is_computed_again(config, slices, monkeypatch):
+    cfg = config()
+    monkeypatch.setattr(ranked_cache, "SHARD", 1)
+    model = Counted(model_of(cfg))
+    dicts, mapper = train_slices(cfg), SliceMapper(cfg, is_train=False)
+    ranked_rows(cfg, model, dicts, mapper)
+    os.utime(slices[0] / "3.png", ns=(10**18, 10**18))
+    ranked_rows(cfg, model, dicts, mapper)
+    assert model.calls == 8

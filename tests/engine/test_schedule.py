@@ -20,7 +20,7 @@ def test_paper_schedule_at_any_batch_size():
 
 @pytest.mark.parametrize(
     ("samples", "batch", "expected"),
-    [(3, 2, 150), (7, 8, 88), (1, 1, 100), (1, 64, 2)],
+    [(3, 2, 150), (7, 8, 88), (1, 1, 100), (1, 64, 2), (5, 8, 63), (1, 81, 2)],
 )
 def test_last_partial_batch_counts(samples, batch, expected):
     cfg = resolved(samples, "SOLVER.IMS_PER_BATCH", batch)

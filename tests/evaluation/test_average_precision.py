@@ -197,3 +197,12 @@ def test_thousand_weightings_of_a_validation_set_are_fast():
     for _ in range(100):
         precision.weighted(rng.integers(0, 3, 150))
     assert time.process_time() - start < 2
+
+
+@pytest.mark.parametrize("task", ["bbox", "segm"])
+def test_a_lesion_is_as_large_as_its_mask_in_both_tasks(lesions, task):
+    """A thin L of 99 pixels in a box of 50 x 50: small, where its box would be medium."""
+    item = lesions.truth(1, [(0, 10, 10, 50, 50)])
+    item["annotations"][0]["segmentation"] = [[10, 10, 60, 10, 60, 11, 11, 11, 11, 60, 10, 60]]
+    instances = score([item], lesions.found(1, [(0, 0.9, 10, 10, 50, 50)]), task=task).instances
+    assert (instances["APs"], instances["APm"]) == (1, 0)

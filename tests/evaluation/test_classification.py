@@ -1,13 +1,16 @@
 """Results, intervals, the evaluator and its files."""
 
+import csv
 import json
 import math
+from dataclasses import replace
 
 from d2_covid.config import get_config
 from d2_covid.errors import UserError
 from d2_covid.evaluation.bootstrap import bootstrap_interval
-from d2_covid.evaluation.calibration import image_scores
+from d2_covid.evaluation.calibration import brier_score, expected_calibration_error, image_scores, reliability_bins
 from d2_covid.evaluation.classification import ImageClassEvaluator, read_predictions, write_predictions
+from d2_covid.evaluation.classification_metrics import measure_function, wilson_interval
 from d2_covid.evaluation.classification_results import (
     NO_WIDTH,
     IntervalOptions,
@@ -19,6 +22,7 @@ from d2_covid.evaluation.classification_results import (
 import numpy as np
 import pytest
 import torch
+from sklearn import metrics
 
 NAMES = ("control", "common pneumonia", "COVID-19")
 FEW = IntervalOptions(resamples=50)
@@ -207,3 +211,53 @@ def test_the_report_gets_results_predictions_and_path(tmp_path):
     evaluator.evaluate()
     ((results, given, path),) = calls
     assert results["dataset"] == "set" and len(given.truth) == 60 and path == tmp_path / "classification.html"
+
+
+def test_confusion_and_calibration_are_those_of_the_predictions():
+    given = predictions()
+    results = classification_results(given, FEW)
+    assert results["confusion"]["counts"] == metrics.confusion_matrix(given.truth, given.logits.argmax(1)).tolist()
+    found, bins = results["calibration"], reliability_bins(given.scores, given.truth)
+    assert found["ece"]["value"] == expected_calibration_error(bins)
+    assert found["brier"]["value"] == brier_score(given.scores, given.truth)
+    assert found["bins"]["slices"] == bins.count.tolist() and bins.count.max() > 0
+    for name in ("confidence", "accuracy"):  # None where a bin is empty
+        np.testing.assert_array_equal(np.array(found["bins"][name], float), getattr(bins, name))
+
+
+def test_intervals_are_those_of_their_method_seed_and_level():
+    given = predictions()
+    results = classification_results(given, IntervalOptions(50, seed=3, level=0.8))
+    measure = measure_function(given.truth, given.predicted, given.scores, NAMES)
+    expected = bootstrap_interval(lambda w: measure(w)["auc"].value, given.patient_ids, 50, seed=3, level=0.8)
+    found = results["measures"]["auc"]["interval"]
+    assert (found["low"], found["high"]) == (expected.low, expected.high)
+    accuracy = results["by_patient"]["any_k"]["measures"]["accuracy"]
+    wilson = wilson_interval(accuracy["numerator"], accuracy["denominator"], 0.8)
+    assert (accuracy["interval"]["low"], accuracy["interval"]["high"]) == wilson
+
+
+def test_k_slices_make_a_patient_ill(tmp_path):
+    """Two of a healthy patient's six slices look ill: enough for a k of 2, not for one of 3; their mean is healthy."""
+    logits = np.array([[4.0, 0, 0]] * 4 + [[0, 1.0, 0]] * 2)
+    given = SlicePredictions(list("abcdef"), ["p"] * 6, [""] * 6, np.zeros(6, int), logits, image_scores(logits), NAMES)
+    for k, accuracy in ((2, 0.0), (3, 1.0)):
+        evaluator = ImageClassEvaluator("set", NAMES, output_dir=tmp_path, intervals=FEW, patient_k=k)
+        evaluator.process(*batch(given))
+        assert evaluator.evaluate()["patient"]["accuracy"] == 1.0, "Detectron2's results have the mean's"
+        found = json.loads((tmp_path / "results.json").read_text())["by_patient"]
+        assert found["any_k"]["k"] == k and found["any_k"]["measures"]["accuracy"]["value"] == accuracy
+        assert found["mean"]["k"] is None and found["mean"]["measures"]["accuracy"]["value"] == 1.0
+    assert ImageClassEvaluator.from_config(config(PATIENT_K=7), "covidx_ct_test")._patient_k == 7
+
+
+def test_predictions_csv_names_what_each_slice_is_and_was_taken_for(tmp_path):
+    given = replace(predictions(), scan_ids=[f"s{index // 3}" for index in range(60)])
+    evaluator = ImageClassEvaluator("set", NAMES, output_dir=tmp_path, intervals=FEW)
+    evaluator.process(*batch(given))
+    evaluator.evaluate()
+    with open(tmp_path / "predictions.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["predicted"] for row in rows] == [NAMES[c] for c in given.logits.argmax(1)]
+    assert [row["label"] for row in rows] == [NAMES[c] for c in given.truth]
+    assert [(row["patient_id"], row["scan_id"]) for row in rows] == list(zip(given.patient_ids, given.scan_ids))

@@ -173,3 +173,9 @@ def test_overall_accuracy_follows_from_the_class_sensitivities():
     sensitivities = np.array([found[f"sensitivity-{name.replace(' ', '_')}"].value for name in NAMES])
     assert found["accuracy"].value == pytest.approx(sensitivities @ slices / slices.sum())
     assert found["accuracy"].value != pytest.approx(sensitivities[0], abs=1e-3)
+
+
+def test_wilson_interval_of_another_level():
+    # Half the level, a third of the width: 0.6745 for 1.96 standard deviations.
+    (low, high), (wide_low, wide_high) = wilson_interval(500, 1000, 0.5), wilson_interval(500, 1000)
+    assert (high - low) / (wide_high - wide_low) == pytest.approx(0.6745 / 1.96, rel=1e-2)

@@ -5,6 +5,7 @@ import logging
 import math
 
 from d2_covid import get_config
+from d2_covid.data.lesion_masks import encode_mask
 from d2_covid.errors import UserError
 from d2_covid.evaluation import LesionEvaluator, evaluate_predictions
 
@@ -377,3 +378,51 @@ def test_unwritable_output_is_a_users_error(register, two_patients, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="Cannot write"):
         run(LesionEvaluator(register(two_patients), bootstrap=0, output_dir=tmp_path / "file"), PERFECT)
+
+
+def test_every_setting_reaches_its_own_metrics(lesions):
+    """100 wrong detections that score 0.8 and more, and the right one, which scores 0.6."""
+    wrong = [(0, 0.9 - i / 1000, 60 + i % 40, 60 + i // 40, 3, 3) for i in range(100)]
+    predictions = lesions.found(1, [*wrong, (0, 0.6, *BOX[1:])])
+
+    def value(name, **settings):
+        scores = evaluate_predictions([lesions.truth(1, [BOX])], predictions, ["lesion"], bootstrap=0, **settings)
+        return scores.figures[name].value
+
+    for name in ("bbox/AP", "segm/AP"):
+        assert value(name, max_detections=100) == 0 < value(name, max_detections=101)
+    low_for_paper = {"paper_score_threshold": 0.5, "union_score_threshold": 0.7}
+    low_for_union = {"paper_score_threshold": 0.7, "union_score_threshold": 0.5}
+    assert value("paper_ap/AP", **low_for_union) == 0 < value("paper_ap/AP", **low_for_paper)
+    assert value("union/sensitivity", **low_for_paper) == 0 < value("union/sensitivity", **low_for_union)
+
+
+@pytest.mark.parametrize("name", ["bbox/AP", "segm/AP", "paper_ap/AP", "union/dice", "union/pooled_dice"])
+def test_every_metric_has_the_interval_of_its_resamples(lesions, name):
+    """Of ten patients of one to four slices, every second one's lesions are found."""
+    dicts = [lesions.truth(10 * p + s, [BOX], f"p{p}") for p in range(10) for s in range(1 + p % 4)]
+    hits = [item["image_id"] for item in dicts if item["image_id"] // 10 % 2]
+    predictions = [row for image_id in hits for row in lesions.found(image_id, [(0, 0.9, *BOX[1:])])]
+    scores = [evaluate_predictions(dicts, predictions, ["lesion"], bootstrap=30, seed=seed) for seed in (0, 0, 1)]
+    first, again, other = (one.figures[name].interval for one in scores)
+    assert first.low < scores[0].figures[name].value < first.high
+    assert first == again != other, "the seed decides"
+
+
+def test_slices_need_not_be_square(lesions):
+    item = lesions.truth(1, [BOX]) | {"width": 120}
+    item["annotations"][0]["segmentation"] = [[10, 10, 40, 10, 40, 40, 10, 40]]
+    mask = np.zeros((160, 120), bool)
+    mask[10:40, 10:40] = True
+    row = lesions.found(1, [(0, 0.9, *BOX[1:])])[0] | {"segmentation": encode_mask(mask)}
+    figures = evaluate_predictions([item], [row], ["lesion"], bootstrap=0).figures
+    assert [figures[f"{task}/AP"].value for task in ("bbox", "segm", "paper_ap")] == pytest.approx([100] * 3)
+    assert figures["union/dice"].value == figures["union/specificity"].value == 1
+
+
+def test_the_papers_notes_are_of_their_class(lesions):
+    dicts = [lesions.truth(1, [BOX]), lesions.truth(2, [BOX])]
+    rows = lesions.found(1, [(0, 0.9, *BOX[1:])]) + lesions.found(2, [(1, 0.9, *BOX[1:])])
+    figures = evaluate_predictions(dicts, rows, ["GGO", "consolidation"], bootstrap=0).figures
+    note = figures["paper_ap/AP-consolidation"].note
+    assert note == "Slices without ground truth: 2; 1 without a detection above 0.75 count as 1, 1 as 0."

@@ -1,8 +1,11 @@
 import math
 
-from d2_covid.inference.explanation import explain, removal_effects, row_contributions
+from d2_covid.data.preprocessing import window_to_uint8
+from d2_covid.inference.explanation import explain, explain_slice, removal_effects, row_contributions
+from d2_covid.inference.predictor import Predictor
 from d2_covid.modeling import ImageClassifier, image_loss, repeat_in_place
 
+import numpy as np
 import pytest
 import torch
 from detectron2.structures import Boxes, Instances
@@ -128,3 +131,20 @@ def test_explaining_leaves_no_gradient_behind(trained):
     with torch.no_grad():
         explain(trained, trained.output(ranked(D)))
     assert all(p.grad is None for p in trained.parameters())
+
+
+@pytest.fixture(scope="module")
+def classifier(classifier_weights):
+    return Predictor(weights=classifier_weights, device="cpu", score_threshold=0.0)
+
+
+def test_a_slice_explained_by_itself_and_in_a_result(classifier, scans):
+    gray = window_to_uint8(scans.body(1)[0], -600, 1500)  # not square
+    found, alone = classifier.slice(gray).contributions, explain_slice(classifier.model, gray, classifier.cfg)
+    np.testing.assert_allclose(found.boxes, alone.instances.pred_boxes.tensor, atol=1e-3)
+    assert found.boxes[:, 3].max() > 0 and (found.boxes.max(axis=0) <= [48, 40, 48, 40]).all()
+    assert not torch.allclose(alone.contributions, alone.removal, rtol=1e-3)
+    for name in ("contributions", "shares", "removal"):
+        np.testing.assert_allclose(getattr(found, name), getattr(alone, name), rtol=1e-4, atol=1e-6)
+    np.testing.assert_array_equal(np.sign(found.shares), np.sign(found.contributions))
+    assert (found.shares < 0).any() and (found.shares > 0).any()

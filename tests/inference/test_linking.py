@@ -60,3 +60,14 @@ def test_volumes_follow_each_slices_own_extent():
 
 def test_no_lesion():
     assert _link(np.zeros((3, 4, 4), bool))[1:] == ((), {})
+
+
+def test_the_largest_is_that_of_the_greatest_volume_not_of_most_voxels():
+    masks = np.zeros((3, 8, 8), bool)
+    masks[0, :3, :3], masks[2, 5:7, 5:7] = True, True
+    linker = LesionLinker()
+    for index, mask in enumerate(masks):
+        linker.add(mask, index, (1.0, 1.0, 10.0)[index])
+    lesions, numbers = linker.finish()
+    assert [(one.number, one.voxels, one.volume_ml) for one in lesions] == [(1, 4, 0.04), (2, 9, 0.009)]
+    assert numbers == {1: 2, 2: 1}

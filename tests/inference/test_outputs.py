@@ -1,7 +1,9 @@
 """Outputs, read back with other libraries: the same voxels in the same place."""
 
+import csv
 import errno
 import json
+import math
 import os
 
 from d2_covid.data import files
@@ -9,9 +11,11 @@ from d2_covid.data.discovery import discover
 from d2_covid.data.volumes import series_from_array
 from d2_covid.errors import UserError
 from d2_covid.inference.kept_tags import check_keywords, read_tags
+from d2_covid.inference.mask_files import lung_mask_of, write_nifti
 from d2_covid.inference.outputs import DONE, choose_outputs, draw_lung, overlay_writer, whole_folder, write_outputs
 from d2_covid.inference.predictions_json import schema
 from d2_covid.inference.predictor import Predictor
+from d2_covid.inference.summary_table import SummaryRow, write_summary
 
 import highdicom
 import nibabel
@@ -340,3 +344,21 @@ def test_outputs_are_chosen_by_name_and_library(monkeypatch):
     assert choose_outputs(None) == ("json", "overlays", "nifti", "report")
     with pytest.raises(UserError, match="pip install"):
         choose_outputs(["dicom-seg"])
+
+
+def test_the_shear_of_a_tilted_gantry_stands_in_the_sform_alone(known, scans, tmp_path):
+    c, s = math.cos(math.radians(12)), math.sin(math.radians(12))
+    for k, plane in enumerate(scans.body(4)):
+        scans.save(tmp_path / f"in/{k}.dcm", scans.dicom(plane, (0, 0, 3 * k), orientation=(1, 0, 0, 0, c, -s)))
+    (series,) = discover([tmp_path / "in"])
+    write_nifti(tmp_path / "lung.nii.gz", series, lung_mask_of(known.series(series)))
+    written = nibabel.load(tmp_path / "lung.nii.gz")
+    np.testing.assert_allclose(written.get_sform(coded=True)[0], series.source_affine_ras, atol=1e-4)
+    assert written.get_qform(coded=True)[1] == 0, "a quaternion can't hold it"
+
+
+def test_a_summary_tells_none_from_unknown(tmp_path):
+    write_summary(tmp_path / "s.csv", [SummaryRow("a", "done", slices=3, lesions=0, lesion_ml=0.0, image_class=None)])
+    with open(tmp_path / "s.csv", newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert (row["slices"], row["lesions"], row["lesion_ml"], row["image_class"]) == ("3", "0", "0.0", "")

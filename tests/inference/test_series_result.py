@@ -7,8 +7,8 @@ from d2_covid.data.intensity import Unit
 from d2_covid.data.lung import lung_masks
 from d2_covid.data.volumes import Series, series_from_array
 from d2_covid.inference.predictions_json import result_facts
-from d2_covid.inference.series_result import classes_by_rule
-from d2_covid.inference.slice_result import SliceResult, decode_mask, label_map, paint_labels
+from d2_covid.inference.series_result import SeriesSummary, classes_by_rule
+from d2_covid.inference.slice_result import LesionInstance, SliceResult, decode_mask, label_map, paint_labels
 from d2_covid.visualization.report_tables import measure_rows
 
 import numpy as np
@@ -162,3 +162,28 @@ def test_the_lung_is_that_of_data(known, scans):
     result = known.series(series)
     for one, lung in zip(result.slices, lung_masks(series), strict=True):
         assert lung.any() and (decode_mask(one.lung_mask) == lung).all() and one.lung_area_px == lung.sum()
+
+
+def test_uneven_slices_count_with_their_own_extent_in_lung_and_share(known, scans, tmp_path):
+    result = known.series(scans.dicom_series(tmp_path / "scan", scans.body(4), zs=[0.0, 1.0, 2.0, 10.0]))
+    extents = np.array([1.0, 1.0, 4.5, 8.0])
+    lungs = [decode_mask(one.lung_mask) for one in result.slices]
+    lesions = [label_map(one, known.lesion_classes) > 0 for one in result.slices]
+    volumes = [extents @ [mask.sum() for mask in masks] * 0.8 / 1000 for masks in (lungs, lesions)]
+    assert [result.lung_volume_ml, result.lesion_volume_ml] == pytest.approx(volumes)
+    both = extents @ [(lung | lesion).sum() for lung, lesion in zip(lungs, lesions)] * 0.8 / 1000
+    assert result.lesion_share_of_lung == pytest.approx(volumes[1] / both)
+    for one, lung, lesion in zip(result.slices, lungs, lesions):
+        assert one.lesion_share_of_lung == lesion.sum() / (lung | lesion).sum() < lesion.sum() / lung.sum()
+        assert one.lesion_area_mm2 == pytest.approx(lesion.sum() * 0.8)
+
+
+def test_an_instance_in_pieces_belongs_to_the_lesion_that_most_of_it_lies_in(scans):
+    series = series_from_array(scans.body(1), SPACING)
+    mask = np.zeros(series.shape[1:], bool)
+    mask[2:8, 2:8] = mask[20:22, 20:22] = True
+    summary = SeriesSummary(series, ("lesion",), (), with_masks=True, k=3)
+    instances = (LesionInstance((2, 2, 22, 22), 0.9, "lesion"),)
+    summary.add(SliceResult(0, "0", *mask.shape, instances, {"lesion": 40}, 0.8), mask.astype(np.uint8), mask[None])
+    result = summary.finish({})
+    assert [one.voxels for one in result.lesions] == [36, 4] and result.slices[0].instances[0].lesion == 1

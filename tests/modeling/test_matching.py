@@ -116,3 +116,20 @@ def test_deltas_are_detectron2s():
 def test_first_true():
     mask = torch.rand(50) < 0.3
     assert torch.equal(first_true(mask, int(mask.sum())), mask.nonzero()[:, 0])
+
+
+def test_an_overlap_at_a_threshold_counts_as_above_it():
+    truth = torch.tensor([[0.0, 0, 10, 10]])
+    anchors = torch.tensor([[0.0, 0, 10, 5], [0, 0, 10, 4], [0, 0, 10, 10]])  # IoU 0.5, 0.4 and 1
+    matcher = Matcher([0.5], [0, 1])
+    (labels,) = match_boxes(GroundTruth.of([truth]), anchors[None], matcher)[1]
+    assert labels.tolist() == matcher(pairwise_iou(Boxes(truth), Boxes(anchors)))[1].tolist() == [1, 0, 1]
+
+
+def test_a_quota_is_rounded_down():
+    labels = torch.ones(2, 60).long()
+    labels[:, 20:] = 0
+    sample = sample_labels(labels == 1, labels == 0, 7, 0.25)
+    expected = subsample_labels(labels[0], 7, 0.25, 0)
+    assert sample.is_positive.sum(1).tolist() == [len(expected[0])] * 2 == [1, 1]
+    assert sample.is_negative.sum(1).tolist() == [len(expected[1])] * 2 == [6, 6]

@@ -242,3 +242,11 @@ def test_every_classifier_has_the_detector_of_its_segmentation_model():
 def test_config_mistakes_are_one_line(tiny_model, opts, message):
     with pytest.raises(UserError, match=message):
         tiny_model(*opts)
+
+
+@pytest.mark.parametrize("train_norm", [True, False])
+def test_batchnorm_of_the_box_head_trains_too(tiny_model, train_norm):
+    opts = ("MODEL.ROI_BOX_HEAD.NUM_CONV", "1", "MODEL.ROI_BOX_HEAD.CONV_DIM", "8", "MODEL.ROI_BOX_HEAD.NORM", "BN")
+    model = tiny_model(*opts, "MODEL.CLASSIFIER.TRAIN_NORM", str(train_norm))
+    trains = {name for name, parameter in model.roi_heads.box_head.named_parameters() if parameter.requires_grad}
+    assert trains == ({"conv1.norm.weight", "conv1.norm.bias"} if train_norm else set())

@@ -233,3 +233,12 @@ def test_no_roi_at_all_is_defined_and_has_a_gradient(num_classes):
     assert batch.rows.shape == (2, 3, 5)
     assert batch.kept.tolist() == [0, 0]
     batch.rows.sum().backward()
+
+
+def test_boxes_are_shares_of_their_own_image():
+    boxes = torch.tensor([[20.0, 10, 60, 50], [20, 10, 60, 50]])
+    scores, sizes = torch.tensor([[0.9], [0.9]]), [(100, 200), (50, 80)]
+    options = OPTIONS | {"features": "boxes"}
+    batch = rank_detections(scores, torch.zeros(2, 4), boxes, [1, 1], sizes, num_rois=1, **options)
+    assert torch.allclose(batch.rows[0, 0, 1:], torch.tensor([0.1, 0.1, 0.3, 0.5]))
+    assert torch.allclose(batch.rows[1, 0, 1:], torch.tensor([0.25, 0.2, 0.75, 1.0]))

@@ -2,6 +2,8 @@
 
 import json
 
+from d2_covid import get_config
+from d2_covid.engine.run_record import RunRecord
 from d2_covid.errors import UserError
 from d2_covid.zoo.records import count_parameters, metrics_of, read_records, run_facts, step_seconds
 
@@ -48,7 +50,6 @@ def test_figures_of_lesions_and_of_classes_have_one_form():
 
 
 def test_parameters_are_counted_as_in_the_papers_table():
-    from d2_covid import get_config
     from d2_covid.modeling.complexity import count_parameters as of_model
 
     from detectron2.modeling import build_model
@@ -81,3 +82,13 @@ def test_records_are_read_by_name_and_bad_ones_are_named(tmp_path, record):
             read_records([tmp_path])
     with pytest.raises(UserError, match="no folder .*nowhere"):
         read_records([tmp_path / "nowhere"])
+
+
+@pytest.mark.parametrize("left_out, trained_on", [(True, 7), (False, 9)])
+def test_slices_without_a_lesion_count_where_they_are_trained_on(left_out, trained_on, tmp_path):
+    record = {"status": "running", "max_iter": 40, "device": "cpu", "versions": {}}
+    record["config"] = {"SOLVER": {"IMS_PER_BATCH": 2}, "DATALOADER": {"FILTER_EMPTY_ANNOTATIONS": left_out}}
+    record["data"] = {"train": [{"name": "a_train", "slices": 9}], "test": []}
+    (tmp_path / RunRecord.FILE).write_text(json.dumps(record))
+    facts = run_facts(tmp_path, {"a_train": {"slices_without_lesion": 2}})
+    assert facts["training_slices"] == trained_on

@@ -11,6 +11,10 @@ import torch
 
 REPOSITORY = Path(__file__).parent.parent
 
+# The first gradient decides which threads autograd starts. After torch.export has made PyTorch believe in a GPU there
+# would be some, and no forked process could compute a gradient.
+torch.ones(1, requires_grad=True).sum().backward()
+
 
 @pytest.fixture(scope="session")
 def repository() -> Path:

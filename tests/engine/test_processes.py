@@ -14,6 +14,7 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 from detectron2.utils import comm
+from torch._subclasses import FakeTensorMode
 
 
 def in_processes(count: int, store, work) -> None:
@@ -52,6 +53,14 @@ def test_machines_with_folders_of_their_own_do_not_resume_apart(tiny, tmp_path):
             Trainer(tiny(*opts, "OUTPUT_DIR", tmp_path / str(rank)), resume=True)
 
     in_processes(2, tmp_path / "store", resume)
+
+
+@needs_gloo
+def test_forked_processes_compute_gradients_after_an_export(tmp_path):
+    with FakeTensorMode():  # as torch.export does
+        torch.ones(1)
+    torch.ones(1, requires_grad=True).sum().backward()
+    in_processes(1, tmp_path / "store", lambda rank: torch.ones(1, requires_grad=True).sum().backward())
 
 
 @needs_gloo

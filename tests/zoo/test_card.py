@@ -103,3 +103,14 @@ def test_lesions_of_unknown_patients_are_resampled_by_slices(patients, resampled
 
 def test_no_model_no_card():
     assert "This copy ships none." in card_page([])
+
+
+@pytest.mark.parametrize(
+    "weights, said", [("stored", "of the weights that ship;"), ("trained", "of the weights before")]
+)
+def test_whose_figures_they_are_is_said(card, weights, said):
+    card["evaluation"][0]["weights"] = weights
+    card["evaluation"][0]["metrics"]["image/specificity-COVID-19"] = {"value": 0.25, "low": None, "high": None}
+    page = card_page([card_from_dict(card, "test")])
+    assert said in page and page.count("of the weights ") == 1
+    assert "| specificity of COVID-19 | 0.250 | none |" in page

@@ -6,7 +6,7 @@ from pathlib import Path
 from d2_covid.cli import main
 from d2_covid.data.coco_json import load_lesion_json
 from d2_covid.data.lesion_masks import encode_mask
-from d2_covid.data.near_duplicates import BITS, hamming, near_duplicates, perceptual_hash
+from d2_covid.data.near_duplicates import BITS, MAX_DISTANCE, hamming, near_duplicates, perceptual_hash
 from d2_covid.data.slice_datasets import register_slices
 from d2_covid.data.validation import validate
 from d2_covid.data.validation_findings import KINDS
@@ -418,7 +418,7 @@ def test_the_hash_stays_with_brightness_size_and_compression(tmp_path):
         np.asarray(Image.fromarray(picture).resize((128, 128))),
         np.asarray(Image.open(tmp_path / "a.jpg")),
     ]
-    assert all(hamming(plain, perceptual_hash(one)) <= 40 for one in variants)
+    assert all(hamming(plain, perceptual_hash(one)) <= MAX_DISTANCE for one in variants)
     assert hamming(plain, perceptual_hash(_picture(1, (256, 256)))) > 70
     assert perceptual_hash(np.full((64, 64), 7, np.uint8)) is None
 

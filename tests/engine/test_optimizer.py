@@ -240,3 +240,10 @@ def test_loss_scaling_survives_a_checkpoint():
     other = MixedPrecision(enabled=True, dtype="float16", device="cuda")
     other.load_state_dict(precision.state_dict())
     assert other.state_dict() == precision.state_dict() and precision.state_dict()["scale"] > 0
+
+
+def test_biases_have_a_decay_of_their_own():
+    model = nn.Linear(2, 2)
+    cfg = config("SOLVER.WEIGHT_DECAY", 0.5, "SOLVER.WEIGHT_DECAY_BIAS", 0.125)
+    groups = {id(p): g for g in build_optimizer(cfg, model).param_groups for p in g["params"]}
+    assert groups[id(model.weight)]["weight_decay"] == 0.5 and groups[id(model.bias)]["weight_decay"] == 0.125

@@ -217,6 +217,7 @@ def test_confusion_and_calibration_are_those_of_the_predictions():
     given = predictions()
     results = classification_results(given, FEW)
     assert results["confusion"]["counts"] == metrics.confusion_matrix(given.truth, given.logits.argmax(1)).tolist()
+    assert results["slices_by_class"] == np.bincount(given.truth).tolist() != np.bincount(given.predicted).tolist()
     found, bins = results["calibration"], reliability_bins(given.scores, given.truth)
     assert found["ece"]["value"] == expected_calibration_error(bins)
     assert found["brier"]["value"] == brier_score(given.scores, given.truth)
@@ -261,3 +262,15 @@ def test_predictions_csv_names_what_each_slice_is_and_was_taken_for(tmp_path):
     assert [row["predicted"] for row in rows] == [NAMES[c] for c in given.logits.argmax(1)]
     assert [row["label"] for row in rows] == [NAMES[c] for c in given.truth]
     assert [(row["patient_id"], row["scan_id"]) for row in rows] == list(zip(given.patient_ids, given.scan_ids))
+
+
+def test_a_patient_of_two_diseases_is_named_in_every_rule():
+    given = replace(predictions(), patient_ids=["two" if i // 5 in (1, 2) else f"p{i // 5}" for i in range(60)])
+    for found in classification_results(given, FEW)["by_patient"].values():
+        assert found["left_out"] == ["two"] and found["patients"] == 10
+
+
+@pytest.mark.parametrize("patients, said", [(19, True), (20, False)])
+def test_intervals_of_fewer_than_20_patients_are_remarked_on(patients, said):
+    note = classification_results(predictions(size=100, patients=patients), FEW)["intervals"]["note"]
+    assert ("Only 19 patients" in note) == said == bool(note)

@@ -426,3 +426,10 @@ def test_the_papers_notes_are_of_their_class(lesions):
     figures = evaluate_predictions(dicts, rows, ["GGO", "consolidation"], bootstrap=0).figures
     note = figures["paper_ap/AP-consolidation"].note
     assert note == "Slices without ground truth: 2; 1 without a detection above 0.75 count as 1, 1 as 0."
+
+
+def test_what_was_counted_is_told(lesions):
+    dicts = [lesions.truth(1, [BOX]), lesions.truth(2, []), lesions.truth(3, [BOX, BOX])]
+    facts = evaluate_predictions(dicts, lesions.found(2, [(0, 0.9, *BOX[1:])] * 5), ["lesion"], bootstrap=0).facts
+    assert (facts["slices"], facts["detections"], facts["instances"]) == (3, 5, {"lesion": 3})
+    assert (facts["slices_without_ground_truth"], facts["slices_without_detections"]) == (1, 2)

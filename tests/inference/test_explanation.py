@@ -1,7 +1,7 @@
 import math
 
 from d2_covid.data.preprocessing import window_to_uint8
-from d2_covid.inference.explanation import explain, explain_slice, removal_effects, row_contributions
+from d2_covid.inference.explanation import Explanation, explain, explain_slice, removal_effects, row_contributions
 from d2_covid.inference.predictor import Predictor
 from d2_covid.modeling import ImageClassifier, image_loss, repeat_in_place
 
@@ -148,3 +148,8 @@ def test_a_slice_explained_by_itself_and_in_a_result(classifier, scans):
         np.testing.assert_allclose(getattr(found, name), getattr(alone, name), rtol=1e-4, atol=1e-6)
     np.testing.assert_array_equal(np.sign(found.shares), np.sign(found.contributions))
     assert (found.shares < 0).any() and (found.shares > 0).any()
+
+
+def test_agreement_is_of_ranks():
+    numbers = torch.zeros(2), torch.zeros(3), torch.tensor([1.0, 2, 3]), torch.zeros(3), torch.tensor([1.0, 10, 1000])
+    assert Explanation(0, *numbers, instances=None).agreement == pytest.approx(1)

@@ -359,4 +359,4 @@ def test_the_command_with_a_real_model(classifier_weights, folder, tmp_path, mon
     assert found["slices"][0]["contributions"]["rows"]
     mask = nibabel.load(tmp_path / "out" / "1.5" / "lesions.nii.gz")
     assert mask.shape == (48, 40, 3)
-    assert "COVID-19" in capsys.readouterr().out or found["result"]["classes"][0]["image_class"] != "COVID-19"
+    assert found["result"]["classes"][0]["image_class"] in capsys.readouterr().out

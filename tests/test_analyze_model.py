@@ -46,6 +46,13 @@ def test_what_is_counted_is_the_padded_image():
     assert count_flops(model, 33) == count_flops(model, 64) != count_flops(model, 32)
 
 
+def test_a_model_that_can_not_be_built_is_one_line(repository):
+    config = "segmentation/mask_rcnn_R_18_T2_FPN.yaml"
+    result = _analyze(repository, "--config-file", config, "MODEL.RPN.IN_FEATURES", "['p4']")
+    assert result.returncode == 2 and "no model that can be built (KeyError: p4)" in result.stderr
+    assert result.stderr.count("\n") == 1, result.stderr
+
+
 def test_unknown_config_is_one_line(repository):
     result = _analyze(repository, "--config-file", "nowhere.yaml")
     assert result.returncode == 2

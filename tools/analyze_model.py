@@ -9,12 +9,12 @@ from typing import Sequence
 from d2_covid import get_config
 from d2_covid.cli import parse_with_overrides, run_command
 from d2_covid.config import config_dir
+from d2_covid.engine.setup import build_described
 from d2_covid.errors import UserError
 from d2_covid.modeling.backbone import truncation_of
 from d2_covid.modeling.complexity import count_flops, count_parameters, fpn_input_surplus
 from d2_covid.paper_tables import size_of
 
-from detectron2.modeling import build_model
 from tabulate import tabulate
 
 TOLERANCE = 0.011  # the paper gives two decimals, and truncates some
@@ -35,7 +35,7 @@ def _difference(name: str, total: float, with_512: float | None, with_masks: flo
 def analyze(config_file: Path, size: int, opts: Sequence[str]) -> list:
     """One row of the table: name, total, paper's, trainable, paper's, multiply-adds by part, and the reason."""
     cfg = get_config(config_file, ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", *opts])
-    model = build_model(cfg)
+    model = build_described(cfg)
     total, trainable = (count / 1e6 for count in count_parameters(model))
     with_512 = None
     if truncation_of(cfg) in ("T1", "T2"):
@@ -43,7 +43,7 @@ def analyze(config_file: Path, size: int, opts: Sequence[str]) -> list:
     with_masks = total
     if not cfg.MODEL.MASK_ON:
         cfg.MODEL.MASK_ON = True
-        with_masks = count_parameters(build_model(cfg))[0] / 1e6
+        with_masks = count_parameters(build_described(cfg))[0] / 1e6
     flops = count_flops(model, size)
     paper = size_of(config_file.stem)
     paper_total, paper_trainable = (None, None) if paper is None else (paper.total, paper.trainable)

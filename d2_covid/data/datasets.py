@@ -19,7 +19,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ..errors import UserError
 from .coco_json import load_lesion_json
-from .lesion_masks import MASK_TYPES, require_mask_type
+from .lesion_masks import MASK_TYPES, lesion_class_names, require_mask_type
 from .pairing import natural_key
 from .slices import check_files_apart
 
@@ -170,12 +170,7 @@ def check_mask_type(cfg: CfgNode, loaded: dict[str, list[dict]] | None = None) -
                 f"MODEL.ROI_HEADS.NUM_CLASSES is {cfg.MODEL.ROI_HEADS.NUM_CLASSES}; set it to {len(classes)}."
             )
     # Data that other code registered may have no mask type; predictions have the names of the config's.
-    house = MASK_TYPES[cfg.DATASETS.MASK_TYPE]
-    if len(house) != cfg.MODEL.ROI_HEADS.NUM_CLASSES:
-        raise UserError(
-            f"MODEL.ROI_HEADS.NUM_CLASSES is {cfg.MODEL.ROI_HEADS.NUM_CLASSES}, but DATASETS.MASK_TYPE "
-            f"{cfg.DATASETS.MASK_TYPE!r} has {len(house)} lesion class(es) ({', '.join(house)}); change one of them."
-        )
+    lesion_class_names(cfg.DATASETS.MASK_TYPE, cfg.MODEL.ROI_HEADS.NUM_CLASSES)
 
 
 def check_class_count(source: str | Path, classes: Sequence[str]) -> None:

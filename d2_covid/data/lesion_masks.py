@@ -59,6 +59,22 @@ def require_mask_type(mask_type: str) -> None:
         raise UserError(f"Unknown mask type {mask_type!r}; there are {', '.join(MASK_TYPES)}.")
 
 
+def lesion_class_names(mask_type: str, count: int) -> tuple[str, ...]:
+    """Names of the ``count`` lesion classes of a model that learnt, or is to learn, masks of a type.
+
+    Raises:
+        UserError: unknown mask type, or one of another number of classes.
+    """
+    require_mask_type(mask_type)
+    names = MASK_TYPES[mask_type]
+    if len(names) != count:
+        raise UserError(
+            f"MODEL.ROI_HEADS.NUM_CLASSES is {count}, but DATASETS.MASK_TYPE {mask_type!r} has {len(names)} lesion "
+            f"class(es) ({', '.join(names)}); change one of them."
+        )
+    return names
+
+
 def read_mask(path: str | Path) -> np.ndarray:
     """Read the values of a mask file: palette indices, gray levels of 8 or 16 bit, or equal colour channels.
 

@@ -31,11 +31,6 @@ def perceptual_hash(image: np.ndarray) -> np.ndarray | None:
     return np.packbits(dctn(small, norm="ortho")[:SIDE, :SIDE].ravel()[1:] > 0)
 
 
-def hamming(first: np.ndarray, second: np.ndarray) -> int:
-    """Number of bits in which two hashes differ."""
-    return int(np.bitwise_count(first ^ second).sum())
-
-
 def near_duplicates(
     hashes: np.ndarray, groups: Sequence[int], patients: Sequence[int], max_distance: int = MAX_DISTANCE
 ) -> Iterator[tuple[int, int, int]]:

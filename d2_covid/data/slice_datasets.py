@@ -17,7 +17,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ..errors import UserError
 from .datasets import check_patient_splits, datasets_root, set_metadata
-from .slice_lists import IMAGE_CLASSES, first_is_diseased
+from .slice_lists import IMAGE_CLASSES, remark_on_first
 from .slices import load_slices
 
 logger = logging.getLogger(__name__)
@@ -128,13 +128,8 @@ def check_slice_datasets(cfg: CfgNode) -> None:
             logger.warning(message, name, unnamed, len(dicts))
     check_patient_splits(cfg.DATASETS.TRAIN, cfg.DATASETS.TEST, loaded)
     classes = MetadataCatalog.get(next(iter(loaded))).image_classes
-    if first_is_diseased(classes):
-        logger.warning(
-            "Of the image classes %s the first, %s, is taken for the one without disease where slices make a patient; "
-            "register the classes with that one first, and number the labels so.",
-            ", ".join(classes),
-            classes[0],
-        )
+    if remark := remark_on_first(classes):
+        logger.warning("%s; register the classes with that one first, and number the labels so.", remark)
     present = {d["image_class"] for name in cfg.DATASETS.TRAIN for d in loaded[name]}
     if cfg.DATASETS.TRAIN and len(present) < len(classes):
         absent = ", ".join(name for number, name in enumerate(classes) if number not in present)

@@ -114,10 +114,16 @@ def class_number(label: str, image_classes: Sequence[str]) -> int | None:
     return None
 
 
-def first_is_diseased(image_classes: Sequence[str]) -> bool:
-    """Whether names tell that the first class is not the one without disease: a known disease, or a later control."""
-    first, *others = [None if name.isdecimal() else class_number(name, IMAGE_CLASSES) for name in image_classes]
-    return bool(first) or 0 in others
+def remark_on_first(image_classes: Sequence[str]) -> str | None:
+    """What to say where names tell that the first class is not the one without disease: a known disease, or a later
+    control. None: they don't."""
+    numbers = [None if name.isdecimal() else class_number(name, IMAGE_CLASSES) for name in image_classes]
+    if not any(numbers[:1]) and 0 not in numbers[1:]:
+        return None
+    return (
+        f"Of the image classes {', '.join(image_classes)} the first, {image_classes[0]}, is taken for the one without "
+        "disease where slices make a patient"
+    )
 
 
 def _called_by_number(image_classes: Sequence[str]) -> bool:

@@ -10,11 +10,12 @@ from typing import Any, Iterable, Sequence
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.modeling import GeneralizedRCNN, build_model
+from detectron2.modeling import GeneralizedRCNN
 
 from ..data.files import atomic_write
 from ..data.preprocessing import resize_transform
 from ..engine.run_record import finite
+from ..engine.setup import build_described
 from ..engine.weights import load_weights
 from ..errors import UserError
 from ..inference.model_source import ModelSource
@@ -55,7 +56,7 @@ def plain_model(cfg: CfgNode) -> GeneralizedRCNN:
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.DEVICE, cfg.MODEL.ROI_HEADS.FAST_POOLING = "cpu", False
-    model = build_model(cfg)
+    model = build_described(cfg)
     load_weights(model, cfg, complete=True)
     return model.eval()
 

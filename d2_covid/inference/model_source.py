@@ -12,7 +12,8 @@ from detectron2.config import CfgNode
 
 from ..config import config_dir, get_config, merge_overrides
 from ..data.files import sha256_of
-from ..data.lesion_masks import MASK_TYPES, require_mask_type
+from ..data.lesion_masks import lesion_class_names
+from ..data.slice_lists import remark_on_first
 from ..engine import setup
 from ..engine.carried_config import config_from_facts, image_class_names, silent_differences, without_machine
 from ..engine.checkpoint import read_checkpoint
@@ -104,14 +105,16 @@ def resolve_model(
         differences = silent_differences(cfg, facts)
         warnings = tuple(f"The config differs from the weights' own: {what}." for what in differences)
     cfg.MODEL.WEIGHTS, cfg.MODEL.DEVICE = str(path), device
-    lesion_classes = _lesion_classes(cfg, path)
+    lesion_classes, image_classes = _lesion_classes(cfg, path), image_class_names(cfg, facts)
+    if remark := remark_on_first(image_classes):
+        warnings += (f"{remark}.",)
     return ModelSource(
         cfg=cfg,
         name=name,
         weights=path,
         weights_sha256=sha256_of(path),
         lesion_classes=lesion_classes,
-        image_classes=image_class_names(cfg, facts),
+        image_classes=image_classes,
         warnings=warnings,
         card=shipped.card if shipped else None,
     )
@@ -191,15 +194,10 @@ def _given_config(config: str | Path | CfgNode | None) -> tuple[CfgNode | None, 
 
 
 def _lesion_classes(cfg: CfgNode, weights: Path) -> tuple[str, ...]:
-    require_mask_type(cfg.DATASETS.MASK_TYPE)
-    names, count = MASK_TYPES[cfg.DATASETS.MASK_TYPE], cfg.MODEL.ROI_HEADS.NUM_CLASSES
-    if len(names) != count:
-        raise UserError(
-            f"{weights} is of a model with MODEL.ROI_HEADS.NUM_CLASSES {count}, but DATASETS.MASK_TYPE "
-            f"{cfg.DATASETS.MASK_TYPE} has names for {len(names)} ({', '.join(names)}); give --model a config in which "
-            "the two agree."
-        )
-    return names
+    try:
+        return lesion_class_names(cfg.DATASETS.MASK_TYPE, cfg.MODEL.ROI_HEADS.NUM_CLASSES)
+    except UserError as error:
+        raise UserError(f"{weights}: {error.args[0].removesuffix('.')} in a config given by --model.") from error
 
 
 def _own_config(weights: Path, facts: dict[str, Any]) -> tuple[CfgNode, str]:

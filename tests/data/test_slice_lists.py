@@ -6,8 +6,8 @@ from d2_covid.data.slice_lists import (
     cncb_file,
     count_by_class,
     covidx_ids,
-    first_is_diseased,
     read_list,
+    remark_on_first,
 )
 from d2_covid.errors import UserError
 
@@ -120,10 +120,13 @@ def test_class_by_number_name_or_alias(label, classes, number):
         (("ill", "healthy"), True),
         (("NCP", "CP"), True),
         (("covid", "other"), True),
+        ((), False),  # a model that doesn't classify
     ],
 )
 def test_names_may_tell_that_the_first_class_is_diseased(classes, diseased):
-    assert first_is_diseased(classes) == diseased
+    remark = remark_on_first(classes)
+    assert (remark is not None) == diseased
+    assert not diseased or f"{', '.join(classes)} the first, {classes[0]}, is taken for" in remark
 
 
 def test_classes_called_by_numbers_are_listed_without_others(write):

@@ -5,11 +5,12 @@ import re
 import subprocess
 import sys
 
+from d2_covid import get_config
 from d2_covid.data.preprocessing import read_slice
 from d2_covid.errors import UserError
 from d2_covid.export import session
 from d2_covid.export.check import Difference, compare, reference, result_difference
-from d2_covid.export.model import check_export
+from d2_covid.export.model import check_export, plain_model
 
 import numpy as np
 import onnx
@@ -19,6 +20,12 @@ from PIL import Image
 from .conftest import CLASSIFIER
 
 WHOLE = ("lesion_onnx", "classifier_onnx", "lesion_pt2")
+
+
+def test_a_model_that_can_not_be_built_is_refused_in_a_line():
+    cfg = get_config("segmentation/mask_rcnn_R_18_T2_FPN.yaml", ["MODEL.RPN.IN_FEATURES", "['p4']"])
+    with pytest.raises(UserError, match="no model that can be built .KeyError: p4"):
+        plain_model(cfg)
 
 
 @pytest.mark.parametrize("name", WHOLE)

@@ -271,6 +271,15 @@ def test_classes_travel_with_the_weights():
         config_from_facts({"config": {"MODEL": {"FROM_THE_FUTURE": 1}}}, "x")
 
 
+def test_a_model_whose_first_class_is_a_disease_says_so(make_weights):
+    weights = make_weights("classification/covid_ct_mask_net_R_18_T2_FPN.yaml", "MODEL.CLASSIFIER.NUM_CLASSES", "2")
+    content = read_checkpoint(weights)
+    content["d2_covid"]["image_classes"] = ["ill", "healthy"]
+    write_checkpoint(weights, content)
+    (warning,) = resolve_model(weights=weights, device="cpu").warnings
+    assert warning.startswith("Of the image classes ill, healthy the first, ill, is taken for the one without disease")
+
+
 def test_a_config_that_differs_in_silence_is_told(make_weights):
     weights = make_weights("segmentation/mask_rcnn_R_18_T2_FPN.yaml")
     facts = read_checkpoint(weights)["d2_covid"]
@@ -290,7 +299,7 @@ def test_weights_of_another_model_are_refused_in_a_sentence(lesion_weights, clas
 
 def test_more_classes_than_the_mask_type_names_are_refused_in_a_line(make_weights):
     weights = make_weights("segmentation/mask_rcnn_R_18_T2_FPN.yaml", "MODEL.ROI_HEADS.NUM_CLASSES", "3")
-    message = rf"^{weights} .*NUM_CLASSES 3, .*MASK_TYPE merge has names for 1 \(lesion\); give --model [^\n]*$"
+    message = rf"^{weights}: .*NUM_CLASSES is 3, .*MASK_TYPE 'merge' has 1 .*\(lesion\); .* by --model\.$"
     with pytest.raises(UserError, match=message):
         resolve_model(weights=weights, device="cpu")
 

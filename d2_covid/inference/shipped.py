@@ -10,7 +10,8 @@ from pathlib import Path
 
 from ..data.files import sha256_of
 from ..errors import UserError
-from .model_card import ModelCard, read_card
+from .card_reading import read_card
+from .model_card import ModelCard
 
 MAX_BYTES = 16_000_000
 """Most that the weights of a model may take."""

@@ -30,7 +30,8 @@ from ..engine.weights import load_state
 from ..errors import UserError
 from ..inference.agreement import agreement
 from ..inference.batch import load_model
-from ..inference.model_card import NAME, SCHEMA_VERSION, Comparison, Evaluation, ModelCard, card_from_dict
+from ..inference.card_reading import NAME, SCHEMA_VERSION, card_from_dict
+from ..inference.model_card import Comparison, Evaluation, ModelCard
 from ..inference.model_source import ModelSource, descriptive_name, find_config, model_names, resolve_model
 from ..inference.shipped import MAX_BYTES, ShippedModel, find_shipped, shipped_models, verified
 from .card_evaluations import read_object

@@ -1,11 +1,17 @@
-"""Small CT sets in the CNCB layout."""
+"""Small CT sets in the CNCB layout, and what tests of DICOM read and expect."""
 
 from collections.abc import Callable
 from pathlib import Path
 
+from d2_covid.data.discovery import discover
+from d2_covid.data.volumes import Series
+
 import numpy as np
 import pytest
 from PIL import Image
+
+ROUNDED = [float(round(0.7 * k)) for k in range(20)]
+"""Slice locations as some scanners round them: some repeat."""
 
 
 @pytest.fixture
@@ -51,3 +57,31 @@ def small_cncb(make_cncb, slice_mask) -> Path:
             "10/2": slice_mask((2, 0, 0, 10, 10)),
         }
     )
+
+
+def read_all(folder, **options) -> list:
+    return list(discover([folder], **options))
+
+
+def one_series(folder, **options) -> Series:
+    results = read_all(folder, **options)
+    assert len(results) == 1 and isinstance(results[0], Series), results
+    return results[0]
+
+
+def voxels(series: Series) -> np.ndarray:
+    return np.stack([series.slice(i) for i in range(series.num_slices)])
+
+
+def warned(series: Series, *words: str) -> None:
+    assert any(all(word in warning for word in words) for warning in series.warnings), series.warnings
+    assert not any("\n" in warning for warning in series.warnings)
+
+
+def unplaced_series(scans, folder, locations, **tags) -> Series:
+    """Slices without a position, numbered from head to feet, each with its location."""
+    volume = scans.body(len(locations))
+    for k, location in enumerate(locations):
+        own = {"SliceLocation": location, "ImagePositionPatient": None, "number": len(locations) - k, **tags}
+        scans.save(folder / f"{k}.dcm", scans.dicom(volume[k], **own))
+    return one_series(folder)

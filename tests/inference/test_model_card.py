@@ -4,7 +4,8 @@ import copy
 import json
 
 from d2_covid.errors import UserError
-from d2_covid.inference.model_card import ModelCard, card_from_dict, read_card
+from d2_covid.inference.card_reading import card_from_dict, read_card
+from d2_covid.inference.model_card import ModelCard
 
 import pytest
 

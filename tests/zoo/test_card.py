@@ -1,6 +1,6 @@
 """MODEL_CARD.md says what the cards say."""
 
-from d2_covid.inference.model_card import card_from_dict
+from d2_covid.inference.card_reading import card_from_dict
 from d2_covid.zoo.card import card_page
 from d2_covid.zoo.card_evaluations import _from_results
 

@@ -17,8 +17,9 @@ ALTERNATIVES = {
         "opencv-contrib-python",
     )
 }
-# What an import raises, also where a library that a package was built against is not there (PyTorch: OSError).
-FAILED = (ImportError, OSError)
+# What an import raises, also where a library that a package was built against is not there (PyTorch: OSError) or is of
+# another build (torchvision: RuntimeError).
+FAILED = (ImportError, OSError, RuntimeError)
 
 
 def _version(name: str) -> str | None:
@@ -53,6 +54,15 @@ def _device() -> str:
     return f"cpu, {torch.get_num_threads()} threads ({torch.backends.cpu.get_cpu_capability()})"
 
 
+def _try_operators() -> None:
+    """Use one of torchvision's compiled operators, which imports without them (:data:`FAILED`)."""
+    import torch
+    from torchvision.ops import nms
+
+    for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
+        nms(torch.tensor([[0.0, 0.0, 1.0, 1.0]], device=device), torch.ones(1, device=device), 0.5)
+
+
 def doctor() -> tuple[str, bool]:
     """What is installed, what compat had to do, and what is missing.
 
@@ -71,6 +81,12 @@ def doctor() -> tuple[str, bool]:
         except FAILED as error:
             healthy = False
             lines.append(("torch", _does_not_import(error)))
+        else:
+            try:
+                _try_operators()
+            except FAILED as error:
+                healthy = False
+                lines.append(("torchvision", f"DOES NOT FIT THIS TORCH: {_one_line(error)}"))
     try:
         import d2_covid
         from d2_covid import compat
@@ -95,7 +111,11 @@ def doctor() -> tuple[str, bool]:
 
 
 def _does_not_import(error: Exception) -> str:
-    return f"DOES NOT IMPORT: {' '.join(str(error).split())}"
+    return f"DOES NOT IMPORT: {_one_line(error)}"
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def run_doctor() -> int:
@@ -115,7 +135,7 @@ def main() -> int:
         except ModuleNotFoundError:
             raise
         except FAILED as error:  # d2_covid's own, of Detectron2, or a library's
-            return _refuse(str(error))
+            return _refuse(_one_line(error))
         return command()
     except ModuleNotFoundError as error:
         if (error.name or "d2_covid").partition(".")[0] == "d2_covid":

@@ -11,7 +11,7 @@ from d2_covid.cli import run_command
 from d2_covid.data.cncb import Preparation, check_pairing, prepare_lesions
 from d2_covid.data.datasets import datasets_root
 from d2_covid.data.lesion_masks import MASK_TYPES
-from d2_covid.data.pairing import Pairing, pair_cncb, pair_flat
+from d2_covid.data.pairing import Pairing, looks_flat, pair_cncb, pair_flat
 from d2_covid.data.splits import Splits, split_by_csv, split_by_fraction, split_by_lists, split_by_patients
 from d2_covid.engine.seeding import seed_number
 from d2_covid.errors import UserError
@@ -101,7 +101,7 @@ def find_pairs(args: argparse.Namespace) -> Pairing:
         return pair_flat(args.images, args.masks, args.patient_pattern)
     flat = args.layout == "flat"
     if args.layout == "auto" and (args.source / "image").is_dir():
-        flat = not any(entry.is_dir() for entry in (args.source / "image").iterdir())
+        flat = looks_flat(args.source / "image")
     if flat:
         return pair_flat(args.source / "image", args.source / "mask", args.patient_pattern)
     if args.patient_pattern is not None:

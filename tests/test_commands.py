@@ -80,7 +80,7 @@ sys.exit(d2_covid_entry.main())
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
 
 
-@pytest.mark.parametrize("kind", ["OSError", "ImportError"])
+@pytest.mark.parametrize("kind", ["OSError", "ImportError", "RuntimeError"])
 def test_doctor_works_where_torch_does_not_import(kind):
     result = _where_torch_raises(f"{kind}('libcudart.so.12: cannot open\\nshared object file')", "doctor")
     assert result.returncode == 2 and result.stderr == ""
@@ -93,6 +93,16 @@ def test_doctor_works_where_torch_does_not_import(kind):
 def test_other_commands_where_torch_does_not_import_say_one_line():
     result = _where_torch_raises("OSError('libcudart.so.12: cannot open')", "predict", "slice.png")
     assert (result.returncode, result.stderr) == (2, "error: libcudart.so.12: cannot open\n")
+
+
+def test_a_torchvision_without_operators_is_not_ready(monkeypatch):
+    def nms(*arguments):
+        raise RuntimeError("Couldn't load custom C++ ops.\nThis can happen ...")
+
+    monkeypatch.setattr("torchvision.ops.nms", nms)
+    text, healthy = d2_covid_entry.doctor()
+    assert not healthy and "DOES NOT FIT THIS TORCH: Couldn't load custom C++ ops. This can happen ..." in text
+    assert "NOT READY" in text
 
 
 def test_any_opencv_serves(monkeypatch):

@@ -18,6 +18,7 @@ from d2_covid import get_config
 from d2_covid.cli import parse_with_overrides, run_command
 from d2_covid.data.datasets import register_lesions
 from d2_covid.data.slice_datasets import register_slices_option
+from d2_covid.engine.children import end_own
 from d2_covid.engine.run import run_evaluation, run_training
 from d2_covid.engine.schedule import scale_to_processes
 from d2_covid.engine.setup import choose_device
@@ -107,7 +108,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         launch(_worker, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url, args=(args,))
     except torch.multiprocessing.ProcessExitedException as error:
+        if error.exit_code < 0:
+            raise UserError(f"A process of the run was ended from outside ({error}), as by lack of memory.") from error
         return error.exit_code  # the process has said why
+    except KeyboardInterrupt:  # the others may not have got the signal
+        end_own()
+        raise
     return 0
 
 

@@ -8,7 +8,6 @@ A job is a file of tensors and plain values; the child's answer is the last line
 import gc
 import json
 import re
-import resource
 import subprocess
 import sys
 import tempfile
@@ -65,19 +64,22 @@ def main(path: str) -> None:
 
 
 def peak_of(work: Callable[[], object], device: str) -> dict[str, int]:
-    """Bytes that ``work`` takes at its peak: of this process (``process``, and ``before`` it), and of the GPU's.
+    """Bytes that ``work`` takes at its peak: of this process (``process``, and ``before`` it), and of the GPU's
+    (``gpu`` and ``gpu_before``).
 
-    On Linux the peak is that of ``work`` itself; elsewhere, that of the process so far.
+    On Linux the peak is that of ``work`` itself; elsewhere, that of the process so far, and nothing tells ``before``,
+    which is then left out.
     """
     gc.collect()
-    before = current_bytes()
+    found = {"before": before} if (before := _status("VmRSS")) else {}
     _reset_peak()
     cuda = device.startswith("cuda")
     if cuda:
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
+        found["gpu_before"] = torch.cuda.memory_allocated(device)
     work()
-    found = {"before": before, "process": peak_bytes()}
+    found["process"] = peak_bytes()
     if cuda:
         torch.cuda.synchronize(device)
         found["gpu"] = torch.cuda.max_memory_allocated(device)
@@ -93,10 +95,17 @@ def peak_bytes() -> int:
     """Most memory that this process has had, since :func:`peak_of` last began where the system can tell.
 
     Not ``ru_maxrss`` where there is better: it begins with that of the parent.
+
+    Raises:
+        RuntimeError: the system does not tell, as Windows.
     """
-    return _status("VmHWM") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
-        1 if sys.platform == "darwin" else 1024
-    )
+    if found := _status("VmHWM"):
+        return found
+    try:
+        import resource
+    except ImportError as error:
+        raise RuntimeError("this system does not tell a process's memory") from error
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _status(name: str) -> int:

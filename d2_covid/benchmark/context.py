@@ -195,6 +195,15 @@ def plain_parts(cfg: CfgNode) -> CfgNode:
     return cfg
 
 
+def without_draws(cfg: CfgNode) -> CfgNode:
+    """``cfg`` as slices are prepared for prediction, in training too: no augmentation, one size."""
+    cfg = cfg.clone()
+    for name in cfg.INPUT.AUGMENTATION:
+        cfg.INPUT.AUGMENTATION[name] = 0.0
+    cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN = (cfg.INPUT.MIN_SIZE_TEST,), cfg.INPUT.MAX_SIZE_TEST
+    return cfg
+
+
 def classifier_config(cfg: CfgNode) -> CfgNode:
     """The config of the classifier on the detector of ``cfg``."""
     cfg = cfg.clone()

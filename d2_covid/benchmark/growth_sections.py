@@ -57,6 +57,8 @@ def slices(bench: Bench) -> Section:
         f"Memory: {memory_growth.verdict} ({memory_growth.factor:.2f}x), "
         f"{memory_growth.per_item / 1024:.1f} kB a slice more {_between(counts)}, which are its results.",
     ]
+    if cfg.MODEL.DEVICE != "cpu":
+        section.notes.append("Memory is the process's own, not the GPU's.")
     return section
 
 
@@ -118,7 +120,7 @@ def job_slices(cfg: CfgNode, job: dict[str, Any]) -> dict[str, Any]:
             peaks.append(max(current_bytes(), peak_bytes()))
 
     measured = peak_of(lambda: predictor.series(series(max(job["counts"])), on_slice=reached), cfg.MODEL.DEVICE)
-    return {"seconds": seconds, "peak": peaks, "before": measured["before"], "end": measured["process"]}
+    return {"seconds": seconds, "peak": peaks, "before": measured.get("before"), "end": measured["process"]}
 
 
 def job_lesions(cfg: CfgNode, job: dict[str, Any]) -> dict[str, Any]:

@@ -37,11 +37,11 @@ def memory(bench: Bench) -> Section:
         cfg = classifier if work.startswith("classif") else bench.cfg
         images = torch.stack(bench.images[:batch])
         found = run_job(KINDS[work], cfg, name=name, images=images, state=dict(bench.state), count=batch)
-        on_top = found.get("gpu", found["process"] - found["before"])
+        kind = "gpu" if "gpu" in found else "process"
+        before = found.get("gpu_before" if kind == "gpu" else "before")
+        on_top = "–" if before is None else f"{(found[kind] - before) / MB:.0f}"
         section.data[f"{work} {name} {batch}"] = found
-        section.rows.append(
-            [f"{work}, batch {batch}", name, f"{on_top / MB:.0f}", f"{found.get('gpu', found['process']) / MB:.0f}"]
-        )
+        section.rows.append([f"{work}, batch {batch}", name, on_top, f"{found[kind] / MB:.0f}"])
     section.notes = ["On top: of the process with the model in it, before the work. On a GPU: PyTorch's allocations."]
     return section
 

@@ -2,7 +2,9 @@
 
 import csv
 import itertools
+import shutil
 import time
+from pathlib import Path
 from typing import Sequence
 
 import torch
@@ -19,7 +21,7 @@ from ..engine.tasks import task_of
 from ..engine.trainer import Trainer
 from ..paper_tables import ClassificationRow, SegmentationRow, classification_row, segmentation_row
 from .aims import RATE, SCHEDULE, SECONDS, aimed, gpu_aims
-from .context import PLAIN, Bench, build_candidate, fast_name
+from .context import PLAIN, Bench, build_candidate, fast_name, without_draws
 from .machine import describe_machine
 from .results import Section
 from .series_sections import write_weights
@@ -92,7 +94,7 @@ def training_run(bench: Bench) -> list[Section]:
 def cached_classifier(bench: Bench) -> Section:
     """The classifier's whole schedule with a frozen detector: ranked batches once into the cache, then module S."""
     count, epochs = _scale(bench, 8, 32, 3000), _scale(bench, 2, 5, 50)
-    cfg = bench.classifier_cfg
+    cfg = without_draws(bench.classifier_cfg)
     cfg.MODEL.CLASSIFIER.TRAIN_NORM = False
     cfg.MODEL.WEIGHTS = str(write_weights(bench.cfg, bench.state, bench.settings.work / "detector.pth"))
     cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (_slice_dataset(bench, count),), ()
@@ -130,7 +132,7 @@ def _classify(cfg: CfgNode, model: torch.nn.Module, dicts: Sequence[dict], batch
 
 
 def _trainer_rate(bench: Bench, cfg: CfgNode, name: str, batch: int, amp: bool, iterations: int) -> float:
-    """Slices a second of a training run, without its first third."""
+    """Slices a second of a training run."""
     cfg = cfg.clone()
     cfg.DATASETS.TEST, cfg.OUTPUT_DIR = (), _folder(bench, name)
     cfg.SOLVER.EPOCHS, cfg.SOLVER.MAX_ITER, cfg.SOLVER.IMS_PER_BATCH = 0, iterations, batch
@@ -140,8 +142,14 @@ def _trainer_rate(bench: Bench, cfg: CfgNode, name: str, batch: int, amp: bool, 
     clock = _Clock(bench.device)
     trainer.register_hooks([clock])
     trainer.train()
-    skipped = max(1, iterations // 3)
-    return batch * (iterations - skipped) / (clock.times[-1] - clock.times[skipped - 1])
+    return batch * steps_a_second(clock.times)
+
+
+def steps_a_second(ends: Sequence[float]) -> float:
+    """Of a training whose N >= 3 steps ended then, in seconds: without the first third, which is no steady state, and
+    the last, in which ``model_final.pth`` is written."""
+    skipped = max(1, len(ends) // 3)
+    return (len(ends) - 1 - skipped) / (ends[-2] - ends[skipped - 1])
 
 
 class _Clock(HookBase):
@@ -164,13 +172,20 @@ def _slice_dataset(bench: Bench, count: int) -> str:
     for number in range(count):
         source = bench.inputs.pairs[number % len(bench.inputs.pairs)].image.resolve()
         link = folder / "image" / f"{number:05d}{source.suffix}"
-        if not link.is_symlink():
-            link.symlink_to(source)
+        if not link.exists():
+            _link(source, link)
         rows.append((link.name, number % len(IMAGE_CLASSES), f"p{number}", f"p{number}"))
     with open(folder / "list.csv", "w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([("file", "label", "patient_id", "scan_id"), *rows])
     register_slices(name, folder / "list.csv", folder / "image")
     return name
+
+
+def _link(source: Path, link: Path) -> None:
+    try:
+        link.symlink_to(source)
+    except OSError:  # a file system or a user without links
+        shutil.copyfile(source, link)
 
 
 def _with_train(cfg: CfgNode) -> CfgNode:

@@ -11,7 +11,7 @@ from ..engine.carried_config import carried_facts
 from ..engine.checkpoint import model_facts, write_checkpoint
 from ..engine.loader import shuffled_order, train_batches
 from ..inference.predictor import Predictor
-from .context import PLAIN, TORCHVISION, Bench, State, build_candidate, fast_name
+from .context import PLAIN, TORCHVISION, Bench, State, build_candidate, fast_name, without_draws
 from .results import Section, timed_section
 from .timing import interleave
 
@@ -67,7 +67,7 @@ def series(bench: Bench) -> Section:
 
 def loading(bench: Bench) -> Section:
     """Reading, decoding and mapping of training samples, without a model."""
-    cfg, dicts = bench.cfg, bench.inputs.dicts
+    cfg, dicts = without_draws(bench.cfg), bench.inputs.dicts  # Detectron2's mapper knows no such augmentation
     dicts = [dicts[i % len(dicts)] for i in range(32 if bench.settings.quick else 128)]
     stock = DatasetMapper(
         is_train=True,

@@ -22,7 +22,7 @@ from .lesion_masks import (
     read_mask,
     require_mask_type,
 )
-from .pairing import Pairing, SlicePair
+from .pairing import OUT_OF_PLACE, Pairing, SlicePair
 from .preprocessing import read_slice
 from .splits import Splits
 
@@ -68,6 +68,7 @@ class Preparation:
     splits: list[SplitSummary] = field(default_factory=list)
     images_without_mask: tuple[Path, ...] = ()
     masks_without_image: tuple[Path, ...] = ()
+    out_of_place: tuple[Path, ...] = ()
     bad_slices: list[str] = field(default_factory=list)
     slices_in_no_split: int = 0
     lesions_seen: set[int] = field(default_factory=set)  # GGO, CONSOLIDATION
@@ -77,6 +78,7 @@ class Preparation:
         """What a user may want to mend, one line each."""
         lines = [f"{path} has no mask of the same name; left out." for path in self.images_without_mask]
         lines += [f"{path} has no image of the same name; left out." for path in self.masks_without_image]
+        lines += [f"{path} {OUT_OF_PLACE}; left out." for path in self.out_of_place]
         lines += [f"{message} Left out." for message in self.bad_slices]
         if self.slices_in_no_split:
             lines.append(f"{_count(self.slices_in_no_split, 'slice')} belong to no split; left out.")
@@ -105,15 +107,19 @@ class Preparation:
 
 
 def check_pairing(pairing: Pairing) -> None:
-    """Refuse images without a mask and masks without an image, for those who want every file used.
+    """Refuse images without a mask, masks without an image and what lies elsewhere, for those who want every file used.
 
     Raises:
-        UserError: names the first file of either kind and counts the others.
+        UserError: names the first file of a kind and counts the others.
     """
-    for files, partner in ((pairing.images_without_mask, "mask"), (pairing.masks_without_image, "image")):
+    for files, what in (
+        (pairing.images_without_mask, "has no mask of the same name"),
+        (pairing.masks_without_image, "has no image of the same name"),
+        (pairing.out_of_place, OUT_OF_PLACE),
+    ):
         if files:
             more = f" (and {len(files) - 1} more like it)" if len(files) > 1 else ""
-            raise UserError(f"{files[0]} has no {partner} of the same name{more}.")
+            raise UserError(f"{files[0]} {what}{more}.")
 
 
 def prepare_lesions(
@@ -155,6 +161,7 @@ def prepare_lesions(
     done = Preparation(
         images_without_mask=pairing.images_without_mask,
         masks_without_image=pairing.masks_without_image,
+        out_of_place=pairing.out_of_place,
         slices_in_no_split=len(pairing.pairs) - in_splits,
     )
     jsons: list[tuple[Path, dict]] = []

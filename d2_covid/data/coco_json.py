@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,7 @@ def load_lesion_json(
     content = read_coco(json_file)
     info = info_of(content)
     if image_root is None:
-        image_root = (json_file.parent / str(info.get("image_root", ""))).resolve()
+        image_root = own_image_root(json_file, info)
     image_root = Path(image_root)
     classes = read_classes(json_file, content["categories"])
     mask_type = settle_mask_type(json_file, mask_type, info.get("mask_type"), classes)
@@ -63,6 +64,18 @@ def load_lesion_json(
     dicts = _read_images(json_file, content["images"], image_root)
     _add_annotations(json_file, content["annotations"], dicts, category_ids)
     return LesionSet(json_file, image_root, mask_type, classes, category_ids, list(dicts.values()))
+
+
+def own_image_root(json_file: Path, info: Mapping[str, Any]) -> Path:
+    """The folder of a json's images by its own ``info.image_root``, relative to the json's folder.
+
+    Where that folder was reached by a link, the path goes up from where the link is or, if nothing is there, from where
+    it leads to: sets are prepared through links, and linked to when they are prepared.
+    """
+    relative = str(info.get("image_root", ""))
+    folder = json_file.absolute().parent
+    by_name = Path(os.path.normpath(folder / relative)).resolve()
+    return by_name if by_name.is_dir() else (folder / relative).resolve()
 
 
 def read_coco(json_file: Path) -> dict[str, Any]:

@@ -228,19 +228,31 @@ def check_patient_splits(
         )
 
 
-def data_fingerprint(names: Iterable[str]) -> str:
+def data_fingerprint(names: Iterable[str], *, by_path: bool = False) -> str:
     """SHA-256 over what the named datasets hold: their names and the bytes of their json files, in the order given.
 
-    A dataset that other code registered without a json counts by its dataset dicts.
+    A dataset without a json counts by its dataset dicts, with files named from its ``image_root`` on, so that data may
+    lie elsewhere the next time.
+
+    Args:
+        by_path: with files by their whole path, as in records of earlier versions.
     """
     total = hashlib.sha256()
     for name in names:
         if name in _sources:
             content = _sources[name].resolve().read_bytes()
         else:
-            content = json.dumps(DatasetCatalog.get(name), sort_keys=True, default=str).encode()
+            dicts = DatasetCatalog.get(name)
+            root = None if by_path else MetadataCatalog.get(name).get("image_root")
+            content = json.dumps([_named_from(root, d) for d in dicts], sort_keys=True, default=str).encode()
         total.update(f"{name}\0{hashlib.sha256(content).hexdigest()}\n".encode())
     return total.hexdigest()
+
+
+def _named_from(root: str | None, record: dict[str, Any]) -> dict[str, Any]:
+    path = Path(record.get("file_name", ""))
+    inside = root is not None and path.is_relative_to(root)
+    return {**record, "file_name": path.relative_to(root).as_posix()} if inside else record
 
 
 def _register(source: LesionSource) -> None:

@@ -11,8 +11,9 @@ from .preprocessing import turns_nearly_black
 
 # Voxels without a value become this: air.
 AIR_HU = -1024.0
-# Every CT of the chest has this share of voxels (air around the patient, lung) below this many Hounsfield units.
-_AIR_BELOW_HU = -200.0
+# Every CT of the chest has this share of voxels (air around the patient, lung) in this range of Hounsfield units. What
+# is below is no air but padding, of raw values too.
+_AIR_ABOVE_HU, _AIR_BELOW_HU = -1500.0, -200.0
 LEAST_AIR = 0.01
 _SAMPLED_SLICES = 5
 
@@ -78,7 +79,7 @@ class _Range:
             self.finite += values.size
             self.lowest = min(self.lowest, float(values.min()))
             self.highest = max(self.highest, float(values.max()))
-            self.air += int(np.count_nonzero(values < _AIR_BELOW_HU))
+            self.air += int(np.count_nonzero((values < _AIR_BELOW_HU) & (values > _AIR_ABOVE_HU)))
 
     def has_air(self, least: float) -> bool:
         return self.finite > 0 and self.air >= least * self.finite
@@ -100,8 +101,9 @@ def decide_unit(
 ) -> tuple[Unit, tuple[str, ...]]:
     """Whether the values of ``count`` slices are Hounsfield units, from the values themselves.
 
-    A chest CT in Hounsfield units has air: at least 1 % of its voxels lie below -200. A few slices are looked at, and
-    all of them only where those have no air, or where voxels without a value are to be counted.
+    A chest CT in Hounsfield units has air: at least 1 % of its voxels lie below -200, and above -1500, since padding is
+    no air. A few slices are looked at, and all of them only where those have no air, or where voxels without a value
+    are to be counted.
 
     Args:
         read: gives the values of slice 0..count-1, in the reader's own type.

@@ -66,6 +66,9 @@ def _ask(path: Path, io: str, size: int) -> tuple[dict[str, Any], bytearray]:
             raise UserError(
                 f"{one_line(path)} is damaged or unreadable (reading it crashed SimpleITK); replace or remove it."
             ) from error
+        except BaseException:  # no memory, or Ctrl-C: what is on its way is not the next file's
+            _stop()
+            raise
         finally:
             timer.cancel()
         if "error" not in answer and answer["bytes"] != size:

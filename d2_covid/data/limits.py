@@ -63,6 +63,8 @@ def reading(path: str | Path) -> Iterator[None]:
             yield
     except UserError:
         raise
+    except MemoryError as error:
+        raise UserError(f"{one_line(path)}: not enough memory to read it.") from error
     except FileNotFoundError as error:
         raise UserError(f"{one_line(path)}: no such file.") from error
     except PermissionError as error:

@@ -10,6 +10,10 @@ from ..errors import UserError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp")
 LAYOUTS = ("cncb", "flat")
+OUT_OF_PLACE = "lies in another folder than this layout's slices and masks"
+
+# Levels below the layout's own where images are still looked for, so that they can be named.
+_DEEPER = 3
 
 # Where CNCB's download keeps its slices and masks.
 _CNCB_FOLDER = "ct_lesion_seg"
@@ -27,12 +31,14 @@ class SlicePair:
 
 @dataclass(frozen=True)
 class Pairing:
-    """All pairs of a source in natural order, and the files that have no partner."""
+    """All pairs of a source in natural order, the files that have no partner, and images and masks that lie in other
+    folders than the layout's."""
 
     image_root: Path
     pairs: tuple[SlicePair, ...]
     images_without_mask: tuple[Path, ...]
     masks_without_image: tuple[Path, ...]
+    out_of_place: tuple[Path, ...] = ()
 
 
 def natural_key(text: str) -> tuple:
@@ -60,9 +66,15 @@ def find_cncb_folder(source: Path) -> Path:
 def pair_set(source: str | Path) -> Pairing:
     """Pairs of a folder with ``image/`` and ``mask/``: of the CNCB layout, or flat where ``image/`` has no folders."""
     folder = find_cncb_folder(Path(source))
-    if any(entry.is_dir() for entry in (folder / "image").iterdir()):
-        return pair_cncb(folder)
-    return pair_flat(folder / "image", folder / "mask")
+    if looks_flat(folder / "image"):
+        return pair_flat(folder / "image", folder / "mask")
+    return pair_cncb(folder)
+
+
+def looks_flat(images: Path) -> bool:
+    """Whether slices lie in the folder itself, and in no folder below it as patients have."""
+    levels = {level for _, level in _image_files(images, 1 + _DEEPER)}
+    return levels == {1} or not levels and not any(entry.is_dir() for entry in images.iterdir())
 
 
 def pair_cncb(source: str | Path) -> Pairing:
@@ -117,10 +129,12 @@ def patient_of_flat_name(name: str) -> str:
 
 
 def _pair(image_root: Path, mask_root: Path, depth: int, patient_of: Callable[[str], str]) -> Pairing:
-    images = _files_by_name(image_root, depth)
-    masks = _files_by_name(mask_root, depth)
+    images, elsewhere = _files_by_name(image_root, depth)
+    masks, masks_elsewhere = _files_by_name(mask_root, depth)
     if not images:
-        raise UserError(f"{image_root} holds no images ({', '.join(IMAGE_SUFFIXES)}).")
+        where = "in its folders, one for each patient, " if depth == 2 else ""
+        but = f" There are some elsewhere, such as {elsewhere[0]}." if elsewhere else ""
+        raise UserError(f"{image_root} holds no images {where}({', '.join(IMAGE_SUFFIXES)}).{but}")
     common = sorted(images.keys() & masks.keys(), key=natural_key)
     if not common:
         raise UserError(
@@ -132,31 +146,39 @@ def _pair(image_root: Path, mask_root: Path, depth: int, patient_of: Callable[[s
         tuple(SlicePair(patient_of(name), name, images[name], masks[name]) for name in common),
         tuple(images[name] for name in sorted(images.keys() - masks.keys(), key=natural_key)),
         tuple(masks[name] for name in sorted(masks.keys() - images.keys(), key=natural_key)),
+        tuple(elsewhere + masks_elsewhere),
     )
 
 
-def _files_by_name(root: Path, depth: int) -> dict[str, Path]:
-    """Image files exactly ``depth`` levels below ``root``, by their path below it without suffix."""
+def _files_by_name(root: Path, depth: int) -> tuple[dict[str, Path], list[Path]]:
+    """Image files exactly ``depth`` levels below ``root``, by their path below it without suffix, and those at other
+    levels."""
     if not root.is_dir():
         raise UserError(f"{root}: no such folder.")
     files: dict[str, Path] = {}
-    for path in _walk(root, depth):
-        if path.suffix.lower() not in IMAGE_SUFFIXES or path.name.startswith("."):
+    elsewhere = []
+    for path, level in _image_files(root, depth + _DEEPER):
+        if level != depth:
+            elsewhere.append(path)
             continue
         name = path.relative_to(root).with_suffix("").as_posix()
         if name in files:
             raise UserError(f"{path} and {files[name]} are one slice by name; remove one of them.")
         files[name] = path
-    return files
+    return files, elsewhere
 
 
-def _walk(folder: Path, depth: int) -> Iterator[Path]:
+def _image_files(folder: Path, deepest: int, level: int = 1) -> Iterator[tuple[Path, int]]:
+    """Image files below a folder, and how many levels; not what is hidden, or what storage devices add (``@eaDir``)."""
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
     except OSError as error:
         raise UserError(f"Cannot read {folder}: {error.strerror or error}.") from error
     for entry in entries:
-        if depth == 1:
-            yield Path(entry.path)
-        elif entry.is_dir():
-            yield from _walk(Path(entry.path), depth - 1)
+        if entry.name.startswith((".", "@")):
+            continue
+        if entry.is_dir():
+            if level < deepest:
+                yield from _image_files(Path(entry.path), deepest, level + 1)
+        elif Path(entry.name).suffix.lower() in IMAGE_SUFFIXES:
+            yield Path(entry.path), level

@@ -37,6 +37,7 @@ KINDS: dict[str, Kind] = {
     "patient_in_two_splits": Kind("error", "patient in two splits"),
     "image_in_two_splits": Kind("error", "image in two splits"),
     "image_without_mask": Kind("warning", "image without a mask, not used"),
+    "file_out_of_place": Kind("warning", "slice or mask in another folder than the layout's, not used"),
     "no_patient": Kind("warning", "patient unknown"),
     "crowd": Kind("warning", "crowd regions, which are no lesions"),
     "class_missing": Kind("warning", "class that never occurs"),

@@ -12,11 +12,20 @@ import pycocotools.mask as mask_util
 
 from ..errors import UserError
 from .annotations import check_box, crowd_message, read_crowd, to_rle
-from .coco_json import check_id, info_of, patient_of, read_classes, read_coco, settle_mask_type, unnamed_patients
+from .coco_json import (
+    check_id,
+    info_of,
+    own_image_root,
+    patient_of,
+    read_classes,
+    read_coco,
+    settle_mask_type,
+    unnamed_patients,
+)
 from .datasets import check_class_count, ensure_registered, lesion_source
 from .lesion_masks import box_fits
 from .limits import one_line
-from .pairing import natural_key, pair_set
+from .pairing import OUT_OF_PLACE, natural_key, pair_set
 from .slice_datasets import slice_source
 from .slice_lists import IMAGE_CLASSES, cncb_file, read_list
 from .validation_findings import Findings
@@ -112,6 +121,8 @@ def _read_folder(folder: Path, findings: Findings) -> Split:
         findings.add("image_without_mask", path, f"{path} has no mask of the same name.", (str(path),))
     for path in pairing.masks_without_image:
         findings.add("mask_without_image", path, f"{path} has no image of the same name.")
+    for path in pairing.out_of_place:
+        findings.add("file_out_of_place", path, f"{path} {OUT_OF_PLACE}.")
     slices = [CheckedSlice(str(pair.image), pair.patient_id, str(pair.mask)) for pair in pairing.pairs]
     counts = Counter({"GGO": 0, "consolidation": 0})
     return Split(str(folder), "folder", str(folder), _folders(pairing.image_root), slices, counts, 0)
@@ -165,7 +176,7 @@ def _read_json(
     content = read_coco(path)
     info = info_of(content)
     if image_root is None:
-        image_root = path.parent / str(info.get("image_root", ""))
+        image_root = own_image_root(path, info)
     root = Path(os.path.normpath(image_root))
     _check_categories(path, content["categories"], mask_type, info.get("mask_type"), findings)
     named = {_key(entry.get("id")): str(entry.get("name", "without a name")) for entry in content["categories"]}

@@ -45,6 +45,7 @@ class _Volume:
     plane: Callable[[int], np.ndarray] | None
     scale: tuple[float, float] | None
     warnings: tuple[str, ...] = ()
+    oriented: bool = True
 
 
 def read_volume(path: str | Path, form: VolumeFormat, identifier: str, assume_window: bool = False) -> Series:
@@ -79,6 +80,7 @@ def read_volume(path: str | Path, form: VolumeFormat, identifier: str, assume_wi
         read_plane,
         assume_window=assume_window,
         warnings=volume.warnings,
+        oriented=volume.oriented,
     )
 
 
@@ -123,8 +125,9 @@ def _open_nifti(path: Path, size: int) -> _Volume:
         raise UserError(f"{one_line(path)} has its lengths in {header.get_xyzt_units()[0]}s; store it in millimetres.")
     geometry = Geometry(shape[::-1], _usable(path, flip_lps_ras(header.get_best_affine())))
     warnings = _flatness(path, len(header.get_data_shape()), geometry)
-    if not (int(header["sform_code"]) or int(header["qform_code"])):
-        warnings += (f"{one_line(path)}: its header says nothing on orientation; NIfTI's default is taken.",)
+    oriented = bool(int(header["sform_code"]) or int(header["qform_code"]))
+    if not oriented:
+        warnings += (f"{one_line(path)}: its header says nothing on orientation; left and right may be swapped.",)
     slope, intercept = header.get_slope_inter()
     scale = None if slope is None or (slope, intercept or 0.0) == (1.0, 0.0) else (slope, intercept or 0.0)
 
@@ -135,7 +138,7 @@ def _open_nifti(path: Path, size: int) -> _Volume:
         count = shape[0] * shape[1] * dtype.itemsize
         return _bytes_to_array(_read_exactly(path, offset + index * count, count), 0, (shape[1], shape[0]), dtype)
 
-    return _Volume((path,), geometry, read, None if compressed else plane, scale, warnings)
+    return _Volume((path,), geometry, read, None if compressed else plane, scale, warnings, oriented)
 
 
 def _bytes_to_array(data: bytearray, offset: int, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
@@ -266,7 +269,8 @@ def _data_file(path: Path, form: VolumeFormat, fields: dict[str, str]) -> Path:
         named = fields.get("data file", fields.get("datafile", ""))
         if not named:
             return path
-    if len(Path(named).parts) != 1 or named in (".", "..") or re.search(r"%|^LIST\b|\s\d+\s", named):
+    pattern = re.search(r"%|^LIST\b", named) or (re.search(r"\s\d+\s", named) and not (path.parent / named).is_file())
+    if len(Path(named).parts) != 1 or named in (".", "..") or pattern:
         raise UserError(
             f"{one_line(path)} has its voxels in {one_line(named, 80)!r}; only one file beside it is read. "
             "Save it as one .mha, .nrrd or .nii.gz."

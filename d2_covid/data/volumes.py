@@ -54,6 +54,7 @@ class Series:
         modality: ``"CT"`` where the input says so.
         warnings: one line each.
         instances: for DICOM, the object behind each slice of the *source* grid.
+        oriented: False for a volume whose file says nothing on orientation; the geometry is then a guess.
     """
 
     identifier: str
@@ -66,6 +67,7 @@ class Series:
     modality: str = ""
     warnings: tuple[str, ...] = ()
     instances: tuple[SourceInstance, ...] = ()
+    oriented: bool = True
 
     @property
     def hounsfield(self) -> bool:

@@ -1,5 +1,6 @@
 """Trainings that another command has started: they end when it is ended, and save where they stand."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -59,6 +60,23 @@ def _end(processes: Sequence[subprocess.Popen], seconds: float, *, by_force: boo
             process.wait(max(0.0, limit - time.monotonic()))
         except subprocess.TimeoutExpired:
             pass
+
+
+def end_own(wait: float = 2.0, grace: float = GRACE) -> None:
+    """End the processes that this one has started by ``multiprocessing``.
+
+    Args:
+        wait: seconds for those that Ctrl-C, a closed terminal or a scheduler has told already.
+        grace: seconds to end in once they are told; then they are made to, as one is that waits for the others.
+    """
+    children = multiprocessing.active_children()
+    for seconds, tell in ((wait, "terminate"), (grace, "kill"), (grace, None)):
+        limit = time.monotonic() + seconds
+        for child in children:
+            child.join(max(0.0, limit - time.monotonic()))
+        children = [child for child in children if child.is_alive()]
+        for child in children if tell else ():
+            getattr(child, tell)()
 
 
 def interrupt(*_: object) -> None:

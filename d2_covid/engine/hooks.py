@@ -43,7 +43,8 @@ def best_metric(cfg: CfgNode) -> str:
     metric, sets = cfg.TEST.BEST_METRIC, list(dict.fromkeys(cfg.DATASETS.TEST))
     prefixes = [f"{name}/" for name in sets] if len(sets) > 1 else [""]
     prefix = next((prefix for prefix in prefixes if metric.startswith(prefix)), "")
-    parts = _IMAGE_FIGURES if cfg.MODEL.META_ARCHITECTURE == "CovidCTMaskNet" else _LESION_FIGURES
+    lesion_figures = _LESION_FIGURES if cfg.MODEL.MASK_ON else ("bbox",)
+    parts = _IMAGE_FIGURES if cfg.MODEL.META_ARCHITECTURE == "CovidCTMaskNet" else lesion_figures
     figure = metric.removeprefix(prefix)
     if figure.split("/")[0] not in parts:
         known = ", ".join(f"{part}/..." for part in parts)

@@ -51,6 +51,15 @@ def inference_dtype(cfg: CfgNode) -> torch.dtype:
     return DTYPES[name]
 
 
+def has_bfloat16(device: str) -> bool:
+    """Whether a device multiplies bfloat16 itself: PyTorch takes it on others too, and is slow there."""
+    if device == "cpu":
+        return cpu_has_bfloat16()
+    if not device.startswith("cuda") or torch.version.hip:
+        return True
+    return torch.cuda.get_device_capability(torch.device(device)) >= (8, 0)
+
+
 def cpu_has_bfloat16() -> bool:
     """Whether the processor multiplies bfloat16 itself; False where that can't be told."""
     try:

@@ -54,7 +54,10 @@ def build_optimizer(cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimiz
         check_choice("SOLVER.CLIP_GRADIENTS.CLIP_TYPE", clip.CLIP_TYPE, ("value", "norm"))
         norm_type = clip.NORM_TYPE if clip.CLIP_TYPE == "norm" else None
         optimizer = _clipping(optimizer, clip.CLIP_VALUE, norm_type)
-    return optimizer(params, lr=solver.BASE_LR, weight_decay=solver.WEIGHT_DECAY, fused=True, **extra)
+    # With scaled losses, PyTorch's fused SGD fills its momentum with what memory holds where gradients overflow.
+    scaled = solver.AMP.ENABLED and solver.AMP.DTYPE == "float16"
+    fused = not (scaled and solver.OPTIMIZER == "SGD")
+    return optimizer(params, lr=solver.BASE_LR, weight_decay=solver.WEIGHT_DECAY, fused=fused, **extra)
 
 
 def _clipping(kind: type[torch.optim.Optimizer], limit: float, norm_type: float | None) -> type[torch.optim.Optimizer]:

@@ -27,6 +27,10 @@ SCHEMA_VERSION = 1
 _FREE_KEYS = ("OUTPUT_DIR", "MODEL.DEVICE", "MODEL.WEIGHTS", "DATALOADER.NUM_WORKERS", "VIS_PERIOD", "TEST.")
 
 
+# What the order of samples follows from, besides the data: an iteration of one run is another slice of the other.
+_ORDER_KEYS = ("SOLVER.IMS_PER_BATCH", "DATALOADER.FILTER_EMPTY_ANNOTATIONS", "DATALOADER.SLICE_SAMPLING")
+
+
 class RunRecord:
     """The record of a run, which may take several sessions: the first, and one more for each time it is resumed.
 
@@ -126,16 +130,25 @@ def check_same_run(record: dict[str, Any], cfg: CfgNode) -> list[str]:
         The keys that differ, with both values, such as ``"SOLVER.BASE_LR 1e-05 -> 0.0001"``.
 
     Raises:
-        UserError: the training data changed since the run began, so its order of samples can't be taken up again.
+        UserError: the training data, the slices of an update or their order changed since the run began, so that it
+            can't be taken up where it was.
     """
     before = [dataset["fingerprint"] for dataset in record["data"]["train"]]
     after = [dataset["fingerprint"] for dataset in describe_data(cfg)["train"]]
-    if before != after:
+    otherwise = (
+        "to go on from its weights, give another OUTPUT_DIR and its last checkpoint as MODEL.WEIGHTS, without --resume."
+    )
+    if before != after and before != [data_fingerprint([name], by_path=True) for name in cfg.DATASETS.TRAIN]:
         raise UserError(
-            f"The training data changed since the run in {cfg.OUTPUT_DIR} began, so it can't be resumed; to go on from "
-            "its weights, give another OUTPUT_DIR and its last checkpoint as MODEL.WEIGHTS, without --resume."
+            f"The training data changed since the run in {cfg.OUTPUT_DIR} began, so it can't be resumed; {otherwise}"
         )
     old, new = _flat(record["config"]), _flat(plain_config(cfg))
+    for key in _ORDER_KEYS:
+        if key in old and old[key] != new[key]:
+            raise UserError(
+                f"The run in {cfg.OUTPUT_DIR} began with {key} {old[key]}, and with {new[key]} its iterations are "
+                f"other slices, so it can't be resumed; leave the key as it was or, {otherwise}"
+            )
     return [
         f"{key} {old.get(key)} -> {new.get(key)}"
         for key in sorted(old.keys() | new.keys())

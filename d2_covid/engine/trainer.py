@@ -20,7 +20,7 @@ from .carried_config import carried_facts, warn_of_silent_differences
 from .checkpoint import FINAL, CheckpointFolder, model_facts, periodic_name, read_checkpoint
 from .evaluation import evaluate, flat_numbers, share_statistics, unwrapped, validation_losses
 from .hooks import Evaluate, ProgressBar, SaveCheckpoint, WriteMetrics, best_metric
-from .inference_model import inference_dtype
+from .inference_model import has_bfloat16, inference_dtype
 from .loader import train_batches
 from .optimizer import MixedPrecision, build_lr_scheduler, build_optimizer, check_same_optimizer
 from .run_record import RunRecord, check_same_run, read_record
@@ -93,6 +93,9 @@ class Trainer(TrainerBase):
         self.optimizer = build_optimizer(cfg, model)
         self.scheduler = build_lr_scheduler(cfg, self.optimizer)
         amp = cfg.SOLVER.AMP
+        if amp.ENABLED and amp.DTYPE == "bfloat16" and not has_bfloat16(cfg.MODEL.DEVICE):
+            faster = "SOLVER.AMP.ENABLED False" + (" or SOLVER.AMP.DTYPE float16" if device.type == "cuda" else "")
+            logger.warning("this device is not known to have bfloat16 instructions; without them %s is faster", faster)
         self.precision = MixedPrecision(enabled=amp.ENABLED, dtype=amp.DTYPE, device=device.type)
         if checkpoint is not None:
             load_run(model, checkpoint, cfg, last)

@@ -238,6 +238,10 @@ def read_slice(path, session):
     from PIL import Image
 
     with Image.open(path) as image:
+        if getattr(image, "n_frames", 1) > 1:
+            raise ValueError(f"{path} holds {image.n_frames} frames; save each slice as a file of its own")
+        if image.mode == "F":
+            raise ValueError(f"{path} holds floating-point values; save Hounsfield units as .npy")
         if image.mode.startswith("I"):
             values = np.asarray(image).astype(np.int64)
             if values.min() < 0 or values.max() > 65535:

@@ -46,7 +46,7 @@ def lung_mask_of(result: SeriesResult) -> MaskOfSlice:
 
 
 def write_nifti(path: str | Path, series: Series, mask_of: MaskOfSlice) -> None:
-    """Write masks as gzipped NIfTI with the shape and affine of the input's own grid.
+    """Write masks as gzipped NIfTI with the shape and affine of the input's own grid; with none where that has none.
 
     Raises:
         UserError: the file can't be written.
@@ -61,11 +61,12 @@ def write_nifti(path: str | Path, series: Series, mask_of: MaskOfSlice) -> None:
     affine = series.source_affine_ras
     edges = np.linalg.norm(affine[:3, :3], axis=0)
     header.set_zooms(edges)
-    header.set_sform(affine, code="scanner")
-    directions = affine[:3, :3] / edges
-    # A quaternion can't hold the shear of a tilted gantry.
-    if np.allclose(directions.T @ directions, np.eye(3), atol=1e-4):
-        header.set_qform(affine, code="scanner")
+    if series.oriented:  # else programs differ in their guess, and are to make the same of scan and mask
+        header.set_sform(affine, code="scanner")
+        directions = affine[:3, :3] / edges
+        # A quaternion can't hold the shear of a tilted gantry.
+        if np.allclose(directions.T @ directions, np.eye(3), atol=1e-4):
+            header.set_qform(affine, code="scanner")
     header.set_xyzt_units("mm")
     header["descrip"] = b"d2_covid, research use only"
     # After the header come four bytes that say that no extension follows; nibabel writes them.

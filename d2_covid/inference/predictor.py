@@ -74,12 +74,15 @@ class Predictor:
         self.with_masks = bool(cfg.MODEL.MASK_ON)
         self.model = load_model(cfg)
 
-    def slice(self, array: np.ndarray, spacing: tuple[float, float] | None = None) -> SliceResult:
+    def slice(
+        self, array: np.ndarray, spacing: tuple[float, float] | None = None, *, assume_window: bool = False
+    ) -> SliceResult:
         """Predict on one axial slice.
 
         Args:
             array: (H, W): ``uint8`` gray of a lung window, or Hounsfield units of any other type.
             spacing: (row, column) in mm; without it there are no areas in mm2.
+            assume_window: take another type than ``uint8`` as gray too, from 0 to 1, to 255 or to 65535.
 
         Raises:
             UserError: no two-dimensional array of numbers, or one that can't be in Hounsfield units.
@@ -88,7 +91,8 @@ class Predictor:
         if array.ndim != 2:
             raise UserError(f"A slice is an array (rows, columns), not one of shape {array.shape}; use volume().")
         edges = None if spacing is None else (1.0, *spacing)
-        series = series_from_array(array, edges, identifier="slice", assume_window=array.dtype == np.uint8)
+        assume_window = assume_window or array.dtype == np.uint8
+        series = series_from_array(array, edges, identifier="slice", assume_window=assume_window)
         if spacing is None:
             series = replace(series, geometry=None)
         (result,) = self.series(series).slices

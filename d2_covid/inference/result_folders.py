@@ -36,7 +36,8 @@ class ResultFolders:
 
     def __init__(self, output: Path) -> None:
         self._output = output
-        self._sources = {path.parent.name: _sources(path) for path in output.glob(f"*/{DONE}")}
+        found = [path for path in output.glob(f"*/{DONE}") if not path.parent.name.startswith(".")]  # what a kill left
+        self._sources = {path.parent.name: _sources(path) for path in found}
         self._claimed: set[str] = set()
 
     def claim(self, identifier: str, sources: Sequence[str]) -> str:

@@ -4,8 +4,10 @@ import json
 import mmap
 import platform
 import subprocess
+import sys
 from types import SimpleNamespace
 
+from d2_covid import get_config
 from d2_covid.benchmark import (
     child,
     context,
@@ -16,6 +18,8 @@ from d2_covid.benchmark import (
     training_sections,
 )
 from d2_covid.benchmark.series_sections import write_weights
+from d2_covid.engine.ranked_cache import can_cache
+from d2_covid.engine.tasks import task_of
 from d2_covid.errors import UserError
 from d2_covid.paper_tables import classification_row, segmentation_row
 
@@ -74,6 +78,40 @@ def test_peak_is_that_of_the_work():
     again = child.peak_of(lambda: None, "cpu")
     assert 35 * 2**20 < found["process"] - found["before"] < 100 * 2**20
     assert again["process"] - again["before"] < 10 * 2**20
+
+
+@pytest.mark.parametrize(
+    "found, cells",
+    [
+        ({"before": 1, "process": 3}, ["2", "3"]),
+        ({"process": 3}, ["–", "3"]),  # a system that doesn't tell what a process has now
+        ({"before": 1, "process": 3, "gpu_before": 4, "gpu": 9}, ["5", "9"]),
+    ],
+)
+def test_memory_on_top_is_without_the_model_that_was_there(small, slices, monkeypatch, found, cells):
+    monkeypatch.setattr(memory, "run_job", lambda *_, **__: {name: size * 2**20 for name, size in found.items()})
+    cfg, state = small
+    bench = SimpleNamespace(cfg=cfg, state=state, images=slices, settings=context.Settings(quick=True))
+    bench.classifier_cfg = context.classifier_config(cfg)
+    assert {tuple(row[2:]) for row in memory.memory(bench).rows} == {tuple(cells)}
+
+
+def test_memory_that_the_system_does_not_tell_is_an_error(monkeypatch):
+    monkeypatch.setattr(child, "_status", lambda name: 0)
+    monkeypatch.setitem(sys.modules, "resource", None)
+    with pytest.raises(RuntimeError, match="does not tell"):
+        child.peak_bytes()
+
+
+def test_rate_of_a_training_leaves_out_its_start_and_its_last_checkpoint():
+    assert run_sections.steps_a_second([9.0, 10.0, 12.0, 14.0, 16.0, 50.0]) == 0.5
+    assert run_sections.steps_a_second([9.0, 11.0, 50.0]) == 0.5
+
+
+def test_samples_that_are_cached_are_drawn_once(small):
+    cfg = context.classifier_config(get_config("segmentation/tuned/mask_rcnn_R_18_T1_FPN.yaml"))
+    cfg.MODEL.CLASSIFIER.TRAIN_NORM = False
+    assert not can_cache(cfg, task_of(cfg)) and can_cache(context.without_draws(cfg), task_of(cfg))
 
 
 def test_a_job_in_a_child(small, slices):

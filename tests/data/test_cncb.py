@@ -7,8 +7,10 @@ import sys
 from pathlib import Path
 
 from d2_covid.data.cncb import check_pairing, prepare_lesions
-from d2_covid.data.pairing import natural_key, pair_cncb, pair_flat, patient_of_flat_name
+from d2_covid.data.coco_json import load_lesion_json
+from d2_covid.data.pairing import natural_key, pair_cncb, pair_flat, pair_set, patient_of_flat_name
 from d2_covid.data.splits import split_by_csv, split_by_fraction, split_by_lists, split_by_patients
+from d2_covid.data.validation import validate
 from d2_covid.errors import UserError
 
 import numpy as np
@@ -247,6 +249,22 @@ def test_images_inside_the_sets_are_found_after_a_move(small_cncb, tmp_path):
     assert content["info"]["image_root"] == "../image"
 
 
+@pytest.mark.parametrize("linked_when_prepared", [True, False])
+def test_images_beside_a_linked_set_are_found(small_cncb, tmp_path, linked_when_prepared):
+    """The way up from a link to a folder leads elsewhere by name than by file system."""
+    base, store = tmp_path / "sets", tmp_path / "far" / "store"
+    (store / "small").mkdir(parents=True)
+    base.mkdir()
+    (base / "small").symlink_to(store / "small")
+    images = (base if linked_when_prepared else store) / "raw"
+    small_cncb.rename(images)
+    _prepare(images, (base if linked_when_prepared else store) / "small")
+    json_file = base / "small/annotations/merge_val.json"
+    assert json.loads(json_file.read_text())["info"]["image_root"] == "../../raw/image"
+    assert load_lesion_json(json_file).image_root == (images / "image").resolve()
+    assert not list(validate([str(json_file)]).findings.kept("missing_file"))
+
+
 def test_same_files_give_same_bytes(small_cncb, tmp_path):
     for output in ("a/small", "b/small"):
         _prepare(small_cncb, tmp_path / output)
@@ -319,6 +337,44 @@ def test_strict_refuses_files_without_partner(small_cncb):
     (small_cncb / "mask/2/1.png").unlink()
     with pytest.raises(UserError, match=r"1/2\.jpg has no mask of the same name \(and 1 more like it\)"):
         check_pairing(pair_cncb(small_cncb))
+
+
+def test_slices_at_another_depth_are_named(small_cncb, tmp_path):
+    for part, suffix in (("image", "jpg"), ("mask", "png")):
+        scan = small_cncb / part / "7" / "scan1"
+        scan.mkdir(parents=True)
+        (small_cncb / part / "1" / f"2.{suffix}").rename(scan / f"1.{suffix}")
+        (small_cncb / part / ".hidden").mkdir()
+        (small_cncb / part / ".hidden" / f"1.{suffix}").touch()
+    (small_cncb / "image" / "10" / "1.jpg").rename(small_cncb / "image" / "loose.jpg")
+    pairing = pair_set(small_cncb)
+    elsewhere = {path.relative_to(small_cncb).as_posix() for path in pairing.out_of_place}
+    assert elsewhere == {"image/7/scan1/1.jpg", "image/loose.jpg", "mask/7/scan1/1.png"}
+    assert _names(pairing.pairs) == ["1/10", "2/1", "10/2"]
+    done = prepare_lesions(pairing, {"train": list(pairing.pairs)}, tmp_path / "out", progress=False)
+    assert sum("lies in another folder" in line for line in done.warnings()) == 3
+    (small_cncb / "mask" / "10" / "1.png").unlink()
+    with pytest.raises(UserError, match=r"7/scan1/1\.jpg lies in another folder .* \(and 2 more like it\)"):
+        check_pairing(pair_set(small_cncb))
+
+
+def test_where_slices_lie_instead_is_said(small_cncb):
+    for part in ("image", "mask"):
+        patients = list((small_cncb / part).iterdir())
+        (small_cncb / part / "all").mkdir()
+        for folder in patients:
+            folder.rename(small_cncb / part / "all" / folder.name)
+    with pytest.raises(UserError, match=r"no images in its folders, one for each patient, .* as .*image/all/1/10\.jpg"):
+        pair_cncb(small_cncb)
+
+
+def test_a_folder_without_images_makes_a_flat_set_no_other(small_cncb, tmp_path):
+    for folder, name in zip(_flat(small_cncb, tmp_path), ("image", "mask"), strict=True):
+        folder.rename(tmp_path / name)
+    for name in ("notes", ".ipynb_checkpoints", "@eaDir"):
+        (tmp_path / "image" / name).mkdir()
+    (tmp_path / "image" / "@eaDir" / "thumb.jpg").touch()
+    assert len(pair_set(tmp_path).pairs) == 5 and not pair_set(tmp_path).out_of_place
 
 
 # The command

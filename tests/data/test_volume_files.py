@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 
-from d2_covid.data import itk_process
+from d2_covid.data import itk_process, volume_files
 from d2_covid.data.preprocessing import network_input, window_to_uint8
 from d2_covid.data.volume_files import read_volume
 from d2_covid.errors import UserError
@@ -196,6 +196,31 @@ def test_a_header_can_name_only_a_regular_file_beside_it(scans, tmp_path, named,
     text = path.read_bytes().decode("latin-1").splitlines()
     path.write_text("\n".join(key + named if line.startswith(key) else line for line in text) + "\n")
     _refused(path)
+
+
+@pytest.mark.parametrize("suffix", [".mhd", ".nhdr"])
+def test_a_name_with_a_number_is_one_file(scans, tmp_path, suffix):
+    path = scans.itk(tmp_path / f"scan{suffix}", scans.body())
+    (tmp_path / "scan.raw").rename(tmp_path / "Patient 12 CT.raw")
+    path.write_bytes(path.read_bytes().replace(b"scan.raw", b"Patient 12 CT.raw"))
+    assert _read(path).num_slices == 8
+
+
+@pytest.mark.parametrize("suffix", [".nii.gz", ".mha"])
+def test_a_volume_that_memory_does_not_hold_costs_itself_only(scans, tmp_path, monkeypatch, suffix):
+    first, second = (_write(scans, tmp_path / f"{name}{suffix}", scans.body()) for name in "ab")
+    with monkeypatch.context() as patch:
+        if suffix == ".mha":
+            patch.setattr(itk_process, "bytearray", lambda *size: _no_memory() if size else bytearray(), raising=False)
+        else:
+            patch.setattr(volume_files, "_read_exactly", lambda *_: _no_memory())
+        with pytest.raises(UserError, match=rf"a{suffix}: not enough memory to read it"):
+            _read(first).slice(0)
+    assert _read(second).slice(0).shape == scans.body()[0].shape
+
+
+def _no_memory():
+    raise MemoryError
 
 
 @pytest.mark.parametrize("suffix, count", [(".mhd", 2), (".nhdr", 2), (".mha", 1), (".nii", 1)])

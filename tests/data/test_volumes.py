@@ -149,6 +149,17 @@ def test_air_in_one_slice_that_was_not_sampled_still_counts():
     assert series_from_array(volume, (1, 1, 1)).hounsfield
 
 
+def test_padding_is_no_air(scans):
+    """Raw values of a scanner that fills the corners with -2000."""
+    raw = scans.body() + 1024
+    raw[:, :8, :8] = -2000
+    with pytest.raises(UserError, match="values from -2000 .* can't be Hounsfield units"):
+        series_from_array(raw, (2, 1, 1))
+    padded = scans.body()
+    padded[:, :8, :8] = -2000
+    assert series_from_array(padded, (2, 1, 1)).hounsfield
+
+
 def test_assume_window_leaves_hounsfield_units_alone(scans):
     assert series_from_array(scans.body(), (2, 1, 1), assume_window=True).hounsfield
 

@@ -1,12 +1,13 @@
 """Ending what a command has started: asked first, then made to; and what ends the command."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
 
-from d2_covid.engine.children import ended_by_signals, stop
+from d2_covid.engine.children import end_own, ended_by_signals, stop
 
 import pytest
 
@@ -84,3 +85,20 @@ def test_signals_that_end_a_command_interrupt_it(name):
             os.kill(os.getpid(), number)
     finally:
         signal.signal(number, before)
+
+
+def _sleep(ready, deaf: bool) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN if deaf else signal.SIG_DFL)
+    ready.set()
+    time.sleep(60)
+
+
+@pytest.mark.parametrize("deaf", [False, True])
+def test_processes_of_its_own_are_ended(deaf):
+    context = multiprocessing.get_context("fork")
+    ready = context.Event()
+    child = context.Process(target=_sleep, args=(ready, deaf))
+    child.start()
+    assert ready.wait(30)
+    end_own(wait=0.1, grace=2.0)
+    assert child.exitcode == (-signal.SIGKILL if deaf else -signal.SIGTERM)

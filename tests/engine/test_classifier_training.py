@@ -2,9 +2,11 @@
 
 import json
 import logging
+import shutil
 from pathlib import Path
 
 from d2_covid import get_config
+from d2_covid.data.datasets import data_fingerprint
 from d2_covid.data.slice_datasets import register_slices
 from d2_covid.engine.carried_config import carried_facts
 from d2_covid.engine.checkpoint import model_facts, write_checkpoint
@@ -130,6 +132,38 @@ def test_a_run_is_not_resumed_with_its_classes_in_another_order(slices, detector
             Trainer(get_config(CLASSIFICATION, opts), resume=True)
     finally:
         DatasetCatalog.remove("order_train")
+
+
+def test_a_run_is_resumed_where_its_slices_lie_elsewhere(slices, detector, tmp_path):
+    """As data that is copied to a node's own disk for each job."""
+    opts = (*TINY, "MODEL.WEIGHTS", str(detector), "MODEL.CLASSIFIER.TRAIN_NORM", "False")
+    opts += ("DATASETS.TRAIN", "('moved_train',)", "DATASETS.TEST", "()", "OUTPUT_DIR", str(tmp_path / "run"))
+    for number, folder in enumerate((slices, tmp_path / "node")):
+        if number:
+            shutil.copytree(slices, folder)
+        register_slices("moved_train", folder / "train.csv", folder, ["no", "yes"])
+        try:
+            Trainer(
+                get_config(CLASSIFICATION, [*opts, "SOLVER.MAX_ITER", str(2 + number)]), resume=bool(number)
+            ).train()
+        finally:
+            for catalog in (DatasetCatalog, MetadataCatalog):
+                catalog.remove("moved_train")
+
+
+def test_a_record_of_an_earlier_version_is_resumed(config, detector, tmp_path):
+    cfg = config("MODEL.WEIGHTS", detector, "MODEL.CLASSIFIER.TRAIN_NORM", False)
+    Trainer(cfg).train()
+    path = tmp_path / "run" / "run.json"
+    record = json.loads(path.read_text())
+    record["data"]["train"][0]["fingerprint"] = data_fingerprint(cfg.DATASETS.TRAIN, by_path=True)
+    assert json.loads(path.read_text()) != record
+    path.write_text(json.dumps(record))
+    Trainer(cfg, resume=True)
+    record["data"]["train"][0]["fingerprint"] = "0" * 64
+    path.write_text(json.dumps(record))
+    with pytest.raises(UserError, match="training data changed"):
+        Trainer(cfg, resume=True)
 
 
 @pytest.mark.parametrize("train_norm", [True, False])

@@ -175,6 +175,20 @@ def test_unknown_clipping():
         build_optimizer(cfg, nn.Linear(1, 1))
 
 
+@pytest.mark.parametrize("kind", ["SGD", "Adam", "AdamW"])
+def test_no_momentum_comes_of_gradients_that_overflowed(kind):
+    """What GradScaler does with a fused optimiser: it has it step, and says that it is not to."""
+    model = nn.Linear(3, 2)
+    amp = ("SOLVER.AMP.ENABLED", True, "SOLVER.AMP.DTYPE", "float16")
+    optimizer = build_optimizer(config("SOLVER.OPTIMIZER", kind, "SOLVER.MOMENTUM", 0.9, *amp), model)
+    before = [p.detach().clone() for p in model.parameters()]
+    if getattr(optimizer, "_step_supports_amp_scaling", False):
+        optimizer.grad_scale, optimizer.found_inf = None, torch.tensor(1.0)
+        one_step(model, optimizer)
+    assert all(torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True))
+    assert not any("momentum_buffer" in state for state in optimizer.state.values())
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="loss scaling needs CUDA")
 def test_scaled_gradients_are_clipped_at_their_own_size():
     cfg = config("SOLVER.OPTIMIZER", "SGD", "SOLVER.MOMENTUM", 0.0, "SOLVER.BASE_LR", 1.0, "SOLVER.WEIGHT_DECAY", 0.0)

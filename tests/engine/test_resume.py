@@ -128,6 +128,27 @@ def test_other_settings_are_named(tiny, caplog):
     assert warnings == ["the run began with another setting: SOLVER.GAMMA 0.1 -> 0.5"]
 
 
+@pytest.mark.parametrize(
+    "key, value",
+    [("SOLVER.IMS_PER_BATCH", 1), ("DATALOADER.FILTER_EMPTY_ANNOTATIONS", True)],
+)
+def test_another_order_of_slices_is_refused(tiny, key, value):
+    """Iteration 2 would be other slices, and the schedule end at another number of passes."""
+    opts = ("SOLVER.MAX_ITER", 2, "DATASETS.TEST", "()")
+    Trainer(tiny(*opts)).train()
+    with pytest.raises(UserError, match=f"began with {key} .*, and with {value} its iterations are other slices"):
+        Trainer(tiny(*opts, key, value), resume=True)
+
+
+def test_amp_on_a_processor_without_bfloat16_is_warned_of(tiny, monkeypatch, caplog):
+    monkeypatch.setattr("d2_covid.engine.inference_model.cpu_has_bfloat16", lambda: False)
+    Trainer(tiny("SOLVER.AMP.ENABLED", True))
+    assert "not known to have bfloat16 instructions; without them SOLVER.AMP.ENABLED False is faster" in caplog.text
+    caplog.clear()
+    Trainer(tiny())
+    assert "bfloat16" not in caplog.text
+
+
 def test_damaged_record_is_refused(tiny, tmp_path):
     Trainer(tiny("SOLVER.MAX_ITER", 2, "DATASETS.TEST", "()")).train()
     (tmp_path / "run" / "run.json").write_text('{"seed": 1')

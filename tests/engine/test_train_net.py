@@ -6,6 +6,7 @@ from d2_covid.cli import run_command
 from d2_covid.config import config_dir
 
 import pytest
+import torch
 
 from .conftest import TINY, make_lesions
 
@@ -161,3 +162,30 @@ def test_slice_that_is_torn_stops_with_its_name(command, tmp_path, capsys):
     assert len(shown) == 1 and str(image) in shown[0]
     record = json.loads((tmp_path / "run/run.json").read_text())
     assert record["status"].startswith("failed: ") and str(image) in record["status"]
+
+
+@pytest.mark.parametrize(
+    ("raised", "status", "said", "ended"),
+    [
+        (KeyboardInterrupt(), 130, "interrupted", 1),
+        ((-9, "process 1 terminated with signal SIGKILL"), 2, "process 1 terminated with signal SIGKILL", 0),
+        ((2, "process 1 terminated with exit code 2"), 2, "", 0),
+    ],
+)
+def test_how_a_run_of_several_processes_ends(raised, status, said, ended, load_tool, monkeypatch, capsys):
+    tool, calls = load_tool("train_net"), []
+
+    def launch(*_, **__):
+        if isinstance(raised, KeyboardInterrupt):
+            raise raised
+        code, message = raised
+        raise torch.multiprocessing.ProcessExitedException(message, error_index=1, error_pid=1, exit_code=code)
+
+    monkeypatch.setattr(tool.torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(tool, "launch", launch)
+    monkeypatch.setattr(tool, "end_own", lambda: calls.append(True))
+    argv = ["--config-file", "segmentation/mask_rcnn_R_18_T2_FPN.yaml", "--num-gpus", "4", "MODEL.DEVICE", "cuda"]
+    argv += ["SOLVER.IMS_PER_BATCH", "4"]
+    assert run_command(lambda: tool.main(argv)) == status
+    err = capsys.readouterr().err
+    assert said in err and err.count("\n") == bool(said) and len(calls) == ended

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 COSINE = ("SOLVER.LR_SCHEDULER_NAME", "WarmupCosineLR")
+PAPER, QUICK = "segmentation/mask_rcnn_R_18_T1_FPN.yaml", "quick/mask_rcnn_R_18_T1_FPN_phantom.yaml"
 
 
 @pytest.mark.parametrize(
@@ -62,6 +63,7 @@ ONE, TWO = ("DATASETS.TEST", "('a',)"), ("DATASETS.TEST", "('a', 'b')")
         (None, TWO, "c/segm/AP50"),
         (None, TWO, "a/seg/AP50"),
         (None, ONE, "val/total_loss"),  # the best would be the worst
+        (PAPER, ("MODEL.MASK_ON", "False", *ONE), "segm/AP50"),
         (CLASSIFIER, ONE, "segm/AP50"),
     ],
 )
@@ -85,17 +87,14 @@ def test_an_error_is_no_best_metric(test, metric):
     ("leaf", "test", "metric"),
     [
         (None, ONE, "bbox/AP"),
-        (None, TWO, "union/dice"),
-        (None, TWO, "b/paper_ap/AP"),
+        (PAPER, TWO, "union/dice"),
+        (PAPER, TWO, "b/paper_ap/AP"),
         (CLASSIFIER, TWO, "patient/accuracy"),
         (None, ("DATASETS.TEST", "()"), "nothing"),
     ],
 )
 def test_a_best_metric_that_an_evaluation_may_give_passes(leaf, test, metric):
     check_training_keys(get_config(leaf, [*test, "TEST.BEST_METRIC", metric]))
-
-
-PAPER, QUICK = "segmentation/mask_rcnn_R_18_T1_FPN.yaml", "quick/mask_rcnn_R_18_T1_FPN_phantom.yaml"
 
 
 @pytest.mark.parametrize(

@@ -187,7 +187,7 @@ def test_results_of_slices_with_one_name_stand_beside_each_other(lesion_onnx, ph
     assert found == ["1/0.npz", "2/0.1.npz", "2/0.2.npz"]
 
 
-@pytest.mark.parametrize("kind", ["missing", "no image", "no slice", "range", "size"])
+@pytest.mark.parametrize("kind", ["missing", "no image", "no slice", "range", "size", "float", "frames"])
 def test_a_slice_that_can_not_be_used_is_one_line(lesion_onnx, tmp_path, kind):
     path = tmp_path / ("slice.npy" if kind in ("no slice", "size") else "slice.png")
     if kind == "no image":
@@ -195,6 +195,13 @@ def test_a_slice_that_can_not_be_used_is_one_line(lesion_onnx, tmp_path, kind):
     elif kind == "range":
         path = path.with_suffix(".tif")
         Image.fromarray(np.full((160, 142), 70_000, np.int32)).save(path)
+    elif kind == "float":
+        path = path.with_suffix(".tif")
+        Image.fromarray(np.full((160, 142), -600, np.float32)).save(path)
+    elif kind == "frames":
+        path = path.with_suffix(".tif")
+        frames = [Image.fromarray(np.full((160, 142), gray, np.uint8)) for gray in (0, 9)]
+        frames[0].save(path, save_all=True, append_images=frames[1:])
     elif kind != "missing":
         np.save(path, np.zeros((3, 160, 142) if kind == "no slice" else (142, 160), np.uint8))
     done = run_example(lesion_onnx.folder / "run.py", path, folder=tmp_path)

@@ -131,6 +131,7 @@ def test_a_slice_that_replaces_the_result_of_its_series_is_said(run, scans, tmp_
         ({"ct": ["b"], "ct-7": ["x", "a"]}, "ct", "ct-2"),  # one image, and a folder that it lies in
         ({"ct": ["a"], "ct-2": ["a"]}, "ct-2", "ct-2"),  # a DICOM series in two parts
         ({"ct": None}, "ct", "ct"),
+        ({"ct-2": ["a"], ".ct-2.old": ["a"]}, "ct", "ct-2"),  # left by a run that was killed
     ],
 )
 def test_the_name_of_a_results_folder(earlier, identifier, name, tmp_path):

@@ -92,6 +92,22 @@ def test_masks_lie_on_their_voxels(place, suffix, known, scans, tmp_path):
     assert set(np.unique(lung_values)) == {0, 1} and (values[lung_values == 1] < -700).mean() > 0.8
 
 
+def test_masks_of_a_nifti_without_orientation_have_none_either(known, scans, tmp_path):
+    """What programs make of such a file differs; each must make the same of scan and mask."""
+    image = nibabel.load(scans.nifti(tmp_path / "oriented.nii", scans.body(SLICES)))
+    path = tmp_path / "scan.nii.gz"
+    image.set_sform(None, 0)
+    image.set_qform(None, 0)
+    nibabel.save(image, path)
+    _write(known, path, tmp_path / "out", ("nifti",))
+    for name in ("lesions", "lung"):
+        mask = nibabel.load(tmp_path / "out" / f"{name}.nii.gz")
+        assert np.allclose(mask.affine, nibabel.load(path).affine)
+        pair = [SimpleITK.ReadImage(str(one)) for one in (path, tmp_path / "out" / f"{name}.nii.gz")]
+        for fact in ("GetOrigin", "GetSpacing", "GetDirection"):
+            assert np.allclose(*(getattr(one, fact)() for one in pair), atol=1e-5)
+
+
 def test_nifti_affine_is_the_inputs_own(known, scans, tmp_path):
     path = scans.nifti(tmp_path / "scan.nii.gz", scans.body(SLICES), _oblique())
     _write(known, path, tmp_path / "out", ("nifti",))

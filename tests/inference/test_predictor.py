@@ -227,6 +227,14 @@ def test_arrays_that_are_no_slice(segmentation, array, message):
         segmentation.slice(array)
 
 
+def test_gray_of_another_type_is_taken_when_said(segmentation):
+    gray = np.random.default_rng(0).integers(0, 256, (64, 64), np.uint8)
+    expected = segmentation.slice(gray)
+    for array in (gray.astype(np.float32), gray.astype(int), gray / 255):
+        found = segmentation.slice(array, assume_window=True)
+        assert [one.score for one in found.instances] == [one.score for one in expected.instances]
+
+
 def test_settings_that_make_no_sense(lesion_weights):
     for options in ({"score_threshold": 1.5}, {"score_threshold": float("nan")}, {"window": (0, 0)}):
         with pytest.raises(UserError):

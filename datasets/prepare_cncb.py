@@ -11,7 +11,7 @@ from d2_covid.cli import run_command
 from d2_covid.data.cncb import Preparation, check_pairing, prepare_lesions
 from d2_covid.data.datasets import datasets_root
 from d2_covid.data.lesion_masks import MASK_TYPES
-from d2_covid.data.pairing import Pairing, looks_flat, pair_cncb, pair_flat
+from d2_covid.data.pairing import Pairing, find_cncb_folder, looks_flat, pair_cncb, pair_flat
 from d2_covid.data.splits import Splits, split_by_csv, split_by_fraction, split_by_lists, split_by_patients
 from d2_covid.engine.seeding import seed_number
 from d2_covid.errors import UserError
@@ -99,19 +99,17 @@ def find_pairs(args: argparse.Namespace) -> Pairing:
         if args.layout == "cncb":
             raise UserError("--images and --masks are for the flat layout; with --layout cncb give --source.")
         return pair_flat(args.images, args.masks, args.patient_pattern)
-    flat = args.layout == "flat"
-    if args.layout == "auto" and (args.source / "image").is_dir():
-        flat = looks_flat(args.source / "image")
-    if flat:
-        return pair_flat(args.source / "image", args.source / "mask", args.patient_pattern)
-    if args.patient_pattern is not None:
-        raise UserError("--patient-pattern is for the flat layout; in the cncb layout a folder is a patient.")
     try:
-        return pair_cncb(args.source)
+        folder = find_cncb_folder(args.source)
     except UserError as error:
         if args.source.is_dir() and not (args.source / "image").is_dir():
             raise UserError(f"{error} For one folder of images and one of masks use --images and --masks.") from error
         raise
+    if args.layout == "flat" or args.layout == "auto" and looks_flat(folder / "image"):
+        return pair_flat(folder / "image", folder / "mask", args.patient_pattern)
+    if args.patient_pattern is not None:
+        raise UserError("--patient-pattern is for the flat layout; in the cncb layout a folder is a patient.")
+    return pair_cncb(folder)
 
 
 def output_folder(args: argparse.Namespace) -> Path:

@@ -19,7 +19,7 @@ from pathlib import Path
 from d2_covid.cli import run_command
 from d2_covid.data.datasets import datasets_root
 from d2_covid.data.files import atomic_write, write_json
-from d2_covid.data.slice_lists import IMAGE_CLASSES, ListedSlice, count_by_class, read_list
+from d2_covid.data.slice_lists import IMAGE_CLASSES, ListedSlice, count_by_class, read_one_split
 from d2_covid.data.slices import balanced_subset, check_files_apart, find_images, patient_overlap
 from d2_covid.engine.seeding import seed_number
 from d2_covid.errors import UserError
@@ -45,11 +45,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     output = args.output or datasets_root() / "covidx_ct"
     lists = {split: path for split in SPLITS if (path := getattr(args, split)) is not None}
-    listed = {split: read_list(path) for split, path in lists.items()}
+    for split, path in lists.items():
+        if path.resolve() in {(output / f"{name}.csv").resolve() for name in lists}:
+            raise UserError(f"--{split} {path} is where a prepared list goes; move it, or give another --output.")
+    listed = {split: read_one_split(path) for split, path in lists.items()}
     files = {split: find_images(entries, args.images, lists[split]) for split, entries in listed.items()}
     root = args.images.resolve()
     relative = {
-        entry.file: path.relative_to(args.images).as_posix()
+        entry.file: _below(args.images, path)
         for split, entries in listed.items()
         for entry, path in zip(entries, files[split], strict=True)
     }
@@ -88,6 +91,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"warning: {message}", file=sys.stderr)
     print(f"wrote {', '.join(f'{split}.csv' for split in listed)} and splits.json to {output}")
     return 0
+
+
+def _below(folder: Path, path: Path) -> str:
+    """``path`` from ``folder`` on, whose lists may name files by their whole paths."""
+    try:
+        return path.relative_to(folder).as_posix()
+    except ValueError:
+        whole = path.parent.resolve() / path.name
+    if not whole.is_relative_to(folder.resolve()):
+        raise UserError(f"{path} is not in --images {folder}.")
+    return whole.relative_to(folder.resolve()).as_posix()
 
 
 def prove_patients_apart(listed: dict[str, list[ListedSlice]]) -> dict[str, tuple[str, ...]]:

@@ -174,6 +174,18 @@ def read_list(
     return _without_repeats(listed, path, on_error)
 
 
+def read_one_split(path: str | Path) -> list[ListedSlice]:
+    """:func:`read_list` of the paper's classes, for a list that is one split as a whole.
+
+    Raises:
+        UserError: also where its column ``split`` says otherwise.
+    """
+    listed = read_list(path)
+    if splits := sorted({entry.split for entry in listed} - {""}):
+        raise UserError(f"{path} has a column split ({', '.join(splits)}); give a list of each split, without it.")
+    return listed
+
+
 def count_by_class(listed: Iterable[ListedSlice], num_classes: int) -> list[int]:
     """Slices of each class."""
     counts = Counter(entry.image_class for entry in listed)

@@ -4,6 +4,7 @@ A slice dataset dict has ``file_name``, ``image_id``, ``image_class`` (int), ``p
 unknown); :class:`.slice_mapper.SliceMapper` adds ``height`` and ``width`` when it reads the file.
 """
 
+import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
@@ -14,6 +15,8 @@ import numpy as np
 
 from ..errors import UserError
 from .slice_lists import IMAGE_CLASSES, ListedSlice, cncb_file, read_list
+
+logger = logging.getLogger(__name__)
 
 
 def load_slices(
@@ -41,6 +44,8 @@ def load_slices(
     if split is None and splits:
         raise UserError(f"{list_file} has the splits {', '.join(sorted(splits))}: say which, {list_file}:SPLIT.")
     if split is not None:
+        if splits and (unnamed := sum(not entry.split for entry in listed)):
+            logger.warning("%s: %d of %d slices are in no split; left out.", list_file, unnamed, len(listed))
         listed = [entry for entry in listed if entry.split == split]
         if not listed:
             known = f"it has {', '.join(sorted(splits))}" if splits else "its column 'split' is missing or empty"

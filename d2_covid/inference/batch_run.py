@@ -102,6 +102,10 @@ class BatchRun:
     def _run(self) -> int:
         self._write_record("running")
         try:
+            (self.output / SUMMARY).unlink(missing_ok=True)  # of an earlier run; this one may be killed
+        except OSError as error:
+            raise UserError(f"Cannot remove {self.output / SUMMARY}: {error.strerror or error}.") from error
+        try:
             for item in discover(self.inputs, assume_window=self.options.assume_window, on_found=self.progress.found):
                 if isinstance(item, Problem):
                     self._problem(item)
@@ -148,6 +152,7 @@ class BatchRun:
             "slices": series.num_slices,
             "warnings": list(series.warnings),
         }
+        folder = None
         try:
             sources = sources_of(series)
             series = renamed(series, self._folders.claim(series.identifier, sources))
@@ -174,6 +179,9 @@ class BatchRun:
                 series=series.identifier, status="failed", kind=series.kind, slices=series.num_slices, message=message
             )
             entry["error"] = message
+            if folder is not None and (folder / DONE).is_file():
+                entry["earlier_result"] = folder.name
+                self.report(f"warning: {series.identifier}: its earlier result stays in {folder}.")
         row.seconds, row.path = round(time.monotonic() - started, 2), entry["path"]
         entry |= {"status": row.status, "seconds": row.seconds}
         self.rows.append(row)
@@ -203,7 +211,7 @@ class BatchRun:
             }
             row = summary_row(result)
             said = {"warnings": [*result.warnings, *self._missed(series, left_out)], "left_out": left_out}
-            done = {"key": key, "sources": sources, "row": vars(row), "files": file_sizes(part)}
+            done = {"key": key, "sources": sources, "folder": folder.name, "row": vars(row), "files": file_sizes(part)}
             write_json(part / DONE, done | said)
         if before > series.num_slices:
             self.report(

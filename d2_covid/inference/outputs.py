@@ -43,6 +43,8 @@ def choose_outputs(save: Sequence[str] | None) -> tuple[str, ...]:
     """
     if save is None:
         return tuple(name for name, module in NEEDS.items() if module is None or _installed(module))
+    if not save:
+        raise UserError(f"--save names nothing: there are {', '.join(NEEDS)}, separated by commas.")
     for name in save:
         if name not in NEEDS:
             raise UserError(f"--save {name}: there are {', '.join(NEEDS)}, separated by commas.")

@@ -31,7 +31,7 @@ class ResultFolders:
     """The results below ``output``, and which of them this run has taken up or added.
 
     A result belongs to the series of the same source. That of loose images belongs to images that it shares some with:
-    they may have grown in number since, or become fewer.
+    they may have grown in number since, or become fewer. A result that was renamed, to be kept, is no series' any more.
     """
 
     def __init__(self, output: Path) -> None:
@@ -79,5 +79,8 @@ def _same(known: frozenset[str], sources: frozenset[str]) -> bool:
 
 
 def _sources(done: Path) -> frozenset[str] | None:
-    known = json_object(done).get("sources")
+    found = json_object(done)
+    known, name = found.get("sources"), found.get("folder", done.parent.name)  # earlier versions give no name
+    if name != done.parent.name:
+        return frozenset()
     return frozenset(map(str, known)) if isinstance(known, list) else None

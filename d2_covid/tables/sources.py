@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..data.pairing import Pairing, pair_set
-from ..data.slice_lists import IMAGE_CLASSES, ListedSlice, count_by_class, read_list
+from ..data.slice_lists import IMAGE_CLASSES, ListedSlice, count_by_class, read_one_split
 from ..data.slices import find_images
 from ..data.splits import Splits, split_by_fraction, split_by_lists, split_by_patients
 from ..errors import UserError
@@ -155,7 +155,7 @@ def find_class_set(
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; --covidx takes that of COVIDx-CT's lists and images.")
     lists = {"train": train or _find_list(folder, "train"), "test": test or _find_list(folder, "test")}
-    listed = {split: read_list(path) for split, path in lists.items()}
+    listed = {split: read_one_split(path) for split, path in lists.items()}
     images = images or _find_image_folder(folder, listed["test"])
     for split, entries in listed.items():
         find_images(entries, images, lists[split])

@@ -377,6 +377,15 @@ def test_a_folder_without_images_makes_a_flat_set_no_other(small_cncb, tmp_path)
     assert len(pair_set(tmp_path).pairs) == 5 and not pair_set(tmp_path).out_of_place
 
 
+def test_a_flat_set_in_the_folder_of_the_download(small_cncb, tmp_path, prepare_cncb):
+    for folder, name in zip(_flat(small_cncb, tmp_path), ("image", "mask"), strict=True):
+        (tmp_path / "X" / "ct_lesion_seg").mkdir(parents=True, exist_ok=True)
+        folder.rename(tmp_path / "X" / "ct_lesion_seg" / name)
+    for layout in ("auto", "flat"):
+        args = prepare_cncb.build_parser().parse_args(["--source", str(tmp_path / "X"), "--layout", layout])
+        assert len(prepare_cncb.find_pairs(args).pairs) == len(pair_set(tmp_path / "X").pairs) == 5
+
+
 # The command
 
 

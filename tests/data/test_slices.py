@@ -55,6 +55,14 @@ def test_dicts_of_a_split(tmp_path):
     assert [d["image_class"] for d in load_slices(list_file, images, split="val")] == [1]
 
 
+def test_slices_of_no_split_are_counted(tmp_path, caplog):
+    load_slices(*make(tmp_path, [*SPLIT, "d.png,0,p4,s1,"]), split="train")
+    assert "list.csv: 1 of 4 slices are in no split; left out." in caplog.text
+    caplog.clear()
+    load_slices(*make(tmp_path, SPLIT), split="train")
+    assert not caplog.text
+
+
 @pytest.mark.parametrize("split, said", [(None, "has the splits train, val: say which"), ("test", "no slice of split")])
 def test_a_split_must_be_named_and_exist(tmp_path, split, said):
     with pytest.raises(UserError, match=said):

@@ -126,3 +126,36 @@ def test_missing_images_and_a_folder_in_the_way(tool, source):
     (source / "images" / "CP_0_50_0000.png").unlink()
     with pytest.raises(UserError, match="1 of 36 images .* CP_0_50_0000.png"):
         tool.main(arguments)
+
+
+def test_a_list_with_splits_is_no_list_of_one(tool, source, tmp_path):
+    (source / "slices.csv").write_text("file,label,split\nNormal_0_50_0000.png,0,train\nCP_3_53_0000.png,1,val\n")
+    arguments = ["--images", str(source / "images"), "--train", str(source / "slices.csv"), "--subset", "0"]
+    with pytest.raises(UserError, match=r"slices\.csv has a column split \(train, val\)"):
+        tool.main([*arguments, "--output", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+
+
+def test_its_own_list_is_not_written_over(tool, source):
+    before = (source / "train.txt").read_bytes()
+    (source / "train.txt").rename(source / "train.csv")
+    arguments = ["--images", str(source / "images"), "--train", str(source / "train.csv"), "--output", str(source)]
+    with pytest.raises(UserError, match="is where a prepared list goes"):
+        tool.main(arguments)
+    assert (source / "train.csv").read_bytes() == before
+
+
+def test_files_named_by_their_whole_path(tool, source, tmp_path, monkeypatch):
+    (tmp_path / "link").symlink_to(source / "images")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "CP_8_58_0000.png").touch()
+    text = f"{source}/images/Normal_0_50_0000.png 0\n{tmp_path}/link/NCP_0_50_0000.png 2\nCP_0_50_0000.png 1\n"
+    (source / "train.txt").write_text(text)
+    arguments = ["--train", str(source / "train.txt"), "--output", str(tmp_path / "out"), "--subset", "0"]
+    monkeypatch.chdir(source)
+    assert tool.main(["--images", "images", *arguments]) == 0
+    names = [line.split(",")[0] for line in (tmp_path / "out" / "train.csv").read_text().splitlines()[1:]]
+    assert names == ["Normal_0_50_0000.png", "NCP_0_50_0000.png", "CP_0_50_0000.png"]
+    (source / "train.txt").write_text(f"{tmp_path}/elsewhere/CP_8_58_0000.png 1\n")
+    with pytest.raises(UserError, match="elsewhere/CP_8_58_0000.png is not in --images images"):
+        tool.main(["--images", "images", *arguments])

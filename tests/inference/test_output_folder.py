@@ -143,6 +143,41 @@ def test_the_name_of_a_results_folder(earlier, identifier, name, tmp_path):
     assert folders.claim(identifier, ["a"]) != name
 
 
+def test_a_renamed_result_is_kept(run, scans, tmp_path):
+    path = scans.nifti(tmp_path / "in" / "ct.nii", scans.body(2))
+    run(path)
+    (tmp_path / "out" / "ct").rename(tmp_path / "out" / "ct_v1")
+    before = (tmp_path / "out" / "ct_v1" / "predictions.json").read_bytes()
+    for resume in (False, True):
+        assert run(path, resume=resume) == (0, [])
+        assert (tmp_path / "out" / "ct" / "predictions.json").is_file()
+        assert (tmp_path / "out" / "ct_v1" / "predictions.json").read_bytes() == before
+    assert not (tmp_path / "out" / "ct-2").exists()
+
+
+def test_an_earlier_result_that_stays_is_told_of(run, known, scans, tmp_path, monkeypatch):
+    path = scans.nifti(tmp_path / "ct.nii", scans.body(2))
+    run(path)
+    monkeypatch.setattr(type(known), "series", lambda *_, **__: _fail())
+    status, lines = run(path)
+    assert status == 1 and f"warning: ct: its earlier result stays in {tmp_path / 'out' / 'ct'}." in lines
+    (entry,) = json.loads((tmp_path / "out" / "run.json").read_text())["series"]
+    assert entry["earlier_result"] == "ct" and (tmp_path / "out" / "ct" / "predictions.json").is_file()
+
+
+def test_while_a_run_goes_on_there_is_no_summary_of_another(run, known, scans, tmp_path, monkeypatch):
+    path = scans.nifti(tmp_path / "ct.nii", scans.body(2))
+    run(path)
+    there = []
+    monkeypatch.setattr(type(known), "series", lambda *_, **__: there.append((tmp_path / "out/summary.csv").exists()))
+    run(path)
+    assert there == [False] and (tmp_path / "out" / "summary.csv").exists()
+
+
+def _fail():
+    raise RuntimeError("boom")
+
+
 def test_the_same_input_by_another_path_is_the_same(run, scans, tmp_path, monkeypatch):
     path = scans.nifti(tmp_path / "A" / "ct.nii", scans.body(2))
     (tmp_path / "link").symlink_to(tmp_path / "A")

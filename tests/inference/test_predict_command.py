@@ -157,6 +157,8 @@ def test_a_segmentation_that_is_missing_is_said(predict, scans, tmp_path, capsys
     [
         (["nothing.png"], "nothing.png"),
         (["IN", "--save", "jsn"], "jsn"),
+        (["IN", "--save", ""], "--save names nothing"),
+        (["IN", "--save", " ,"], "--save names nothing"),
         (["IN", "--keep-tags", "Name"], "Name"),
         (["IN/.."], "lies in the input"),
         (["IN/../**"], "lies in the input"),

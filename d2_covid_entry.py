@@ -20,6 +20,8 @@ ALTERNATIVES = {
 # What an import raises, also where a library that a package was built against is not there (PyTorch: OSError) or is of
 # another build (torchvision: RuntimeError).
 FAILED = (ImportError, OSError, RuntimeError)
+# And what one raises that was built for another NumPy.
+BROKEN = (*FAILED, ValueError, AttributeError)
 
 
 def _version(name: str) -> str | None:
@@ -78,19 +80,19 @@ def doctor() -> tuple[str, bool]:
     if versions["torch"] is not None:
         try:
             lines.append(("device", _device()))
-        except FAILED as error:
+        except BROKEN as error:
             healthy = False
             lines.append(("torch", _does_not_import(error)))
         else:
             try:
                 _try_operators()
-            except FAILED as error:
+            except BROKEN as error:
                 healthy = False
                 lines.append(("torchvision", f"DOES NOT FIT THIS TORCH: {_one_line(error)}"))
     try:
         import d2_covid
         from d2_covid import compat
-    except FAILED as error:
+    except BROKEN as error:
         healthy = False
         lines.append(("d2_covid", _does_not_import(error)))
     else:

@@ -9,13 +9,14 @@ ROOT = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "d2_covid" / "__init__.py").read_text()).group(1)
 
 # Detectron2 is not here: PyPI has it under no name of its own. INSTALL.md gives the ways to get it.
+# OpenCV, pycocotools, Matplotlib, nibabel and ONNX Runtime: the first that work with NumPy 2, and with 1 too.
 REQUIRES = [
     "torch>=2.4",
     "torchvision>=0.19",
     "numpy>=1.23",
     "pillow>=9.4",
-    "opencv-python-headless>=4.6",
-    "pycocotools>=2.0.7",
+    "opencv-python-headless>=4.10.0.84",
+    "pycocotools>=2.0.8",
     "fvcore>=0.1.5.post20221221,<0.1.6",
     "iopath>=0.1.7,<0.1.10",
     "yacs>=0.1.8",
@@ -26,7 +27,7 @@ REQUIRES = [
     "tabulate",
     "tensorboard",
     "packaging",
-    "matplotlib>=3.6",
+    "matplotlib>=3.9",
     "scipy>=1.9",
     "tqdm>4.29",
     "jinja2>=3.1",
@@ -38,12 +39,12 @@ EXTRAS = {
         "pylibjpeg-libjpeg>=2.1",
         "pylibjpeg-openjpeg>=2.3",
         "highdicom>=0.23",
-        "nibabel>=5.0",
+        "nibabel>=5.2.1",
         "SimpleITK>=2.3",
     ],
     "export": [
         "onnx>=1.16",
-        "onnxruntime>=1.18",
+        "onnxruntime>=1.19",
         "onnxscript>=0.5",
     ],
     "peers": [

@@ -80,7 +80,7 @@ sys.exit(d2_covid_entry.main())
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
 
 
-@pytest.mark.parametrize("kind", ["OSError", "ImportError", "RuntimeError"])
+@pytest.mark.parametrize("kind", ["OSError", "ImportError", "RuntimeError", "ValueError", "AttributeError"])
 def test_doctor_works_where_torch_does_not_import(kind):
     result = _where_torch_raises(f"{kind}('libcudart.so.12: cannot open\\nshared object file')", "doctor")
     assert result.returncode == 2 and result.stderr == ""

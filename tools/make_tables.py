@@ -36,9 +36,9 @@ from d2_covid.tables.models import MODELS, RECIPES, SEGMENTATION, choose_models
 from d2_covid.tables.options import IMAGENET, Options
 from d2_covid.tables.pages import in_order, write_table
 from d2_covid.tables.phantom_layouts import write_covidx_layout
-from d2_covid.tables.plan import TABLE_OF, Plan, earlier_runs, make_plan, printed
+from d2_covid.tables.plan import TABLE_OF, Plan, make_plan, printed
 from d2_covid.tables.rows import outcome_of
-from d2_covid.tables.run import carry_out, waiting_runs
+from d2_covid.tables.run import carry_out, waiting_runs, whole_beside
 from d2_covid.tables.settings import check_settings
 from d2_covid.tables.sources import find_class_set, find_lesion_set
 
@@ -195,8 +195,9 @@ def make_tables(args: argparse.Namespace, arguments: Sequence[str]) -> int:
     kinds = [kind for kind, number in TABLE_OF.items() if number in args.table and kind in plan.settings]
 
     def write(failures: dict[Run, str]) -> list[Path]:
-        runs = [*plan.runs, *earlier_runs(plan)]
-        by_kind = {kind: in_order([outcome_of(run, failures) for run in runs if run.kind == kind]) for kind in kinds}
+        waiting, beside = set(waiting_runs(plan)), whole_beside(plan)
+        outcomes = [outcome_of(run, failures, run not in waiting) for run in [*plan.runs, *beside]]
+        by_kind = {kind: in_order([one for one in outcomes if one.run.kind == kind]) for kind in kinds}
         return [path for kind in kinds for path in write_table(plan, kind, by_kind[kind], command)]
 
     seconds = {run: cost.seconds for run, cost in found.items()}

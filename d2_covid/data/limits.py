@@ -82,14 +82,19 @@ def require(module: str, path: str | Path) -> ModuleType:
     """Import an optional reader.
 
     Raises:
-        UserError: it is not installed; the message gives the command.
+        UserError: it is not installed, or does not import; the message gives the command.
     """
+    package = module.partition(".")[0]
     try:
         return import_module(module)
     except ImportError as error:
-        package = module.partition(".")[0]
         raise UserError(
             f"{one_line(path)}: reading it needs {package}, which is not installed; pip install 'd2_covid[dicom]'."
+        ) from error
+    except Exception as error:  # as one that was made for another NumPy: no fault of the file
+        raise UserError(
+            f"{one_line(path)}: reading it needs {package}, which does not import here ({one_line(error, 160)}); "
+            "pip install --upgrade 'd2_covid[dicom]'."
         ) from error
 
 

@@ -75,6 +75,8 @@ class Options:
             found.append("the data are phantoms, generated pictures: nothing here says how a model does on people")
         if self.recipe != "paper":
             found.append(f"the {self.recipe} recipe, not the paper's")
+        if self.init and kind == SEGMENTATION:
+            found.append(f"each Mask R-CNN starts from {self.init}, set by --init")
         if self.epochs is not None and kind == SEGMENTATION:
             found.append(f"epochs of each Mask R-CNN: {self.epochs}, set by --epochs")
         if self.classifier_epochs is not None and kind == CLASSIFICATION:

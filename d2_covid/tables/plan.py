@@ -208,8 +208,8 @@ def _departures_of_given(options: Options, detectors: Iterable[Path]) -> tuple[s
 
 
 def earlier_runs(plan: Plan) -> list[Run]:
-    """Finished runs of the same settings that the output folder holds beside those of the plan: other models or seeds
-    of an earlier command."""
+    """Runs of the same settings with models and results that the output folder holds beside those of the plan: other
+    models or seeds of an earlier command."""
     options, planned = plan.options, {(run.kind, run.model, run.seed) for run in plan.runs}
     found = []
     for kind in plan.settings:
@@ -221,7 +221,10 @@ def earlier_runs(plan: Plan) -> list[Run]:
                 if kind == SEGMENTATION:
                     run = _segmentation_run(options, plan.lesions, model, int(number))
                 else:
-                    run = _classification_run(options, plan.classes, model, int(number), Path())
+                    detector = _detector(options, model, int(number), trained_here=False)
+                    if detector is None:
+                        continue
+                    run = _classification_run(options, plan.classes, model, int(number), detector)
                 if run.results.is_file() and run.final.is_file():
                     found.append(run)
     return found

@@ -96,10 +96,17 @@ class Spread:
     seeds: int
 
 
-def outcome_of(run: Run, failures: Mapping[Run, str]) -> Outcome:
-    """Read what a run left."""
-    if not (run.results.is_file() and run.final.is_file()):
-        return Outcome(run, "failed", failures[run]) if run in failures else Outcome(run, "not done")
+def outcome_of(run: Run, failures: Mapping[Run, str], whole: bool = True) -> Outcome:
+    """Read what a run left.
+
+    Args:
+        failures: why runs failed.
+        whole: it has ended, and from what it would start from now: files lie there before, and after that changed.
+    """
+    if run in failures:
+        return Outcome(run, "failed", failures[run])
+    if not (whole and run.results.is_file() and run.final.is_file()):
+        return Outcome(run, "not done")
     results = json.loads(run.results.read_text(encoding="utf-8"))
     figures = {column.key: _figure(results, column) for column in COLUMNS[run.kind]}
     return Outcome(run, "done", "", figures, training_minutes(run.folder / METRICS), _facts(run, results))

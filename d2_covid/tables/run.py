@@ -14,7 +14,7 @@ from ..engine.folder_lock import held, held_in_turn, is_held
 from ..engine.steps import Steps
 from ..errors import UserError
 from .jobs import Preparation, Run, command_of
-from .plan import Plan
+from .plan import Plan, earlier_runs
 from .settings import check_settings, note_settings
 
 STATE = ".steps.json"
@@ -32,6 +32,19 @@ def waiting_runs(plan: Plan) -> list[Run]:
         if anew or not steps.is_done(run.name, run.inputs(), run.outputs):
             waiting.append(run)
     return waiting
+
+
+def whole_beside(plan: Plan) -> list[Run]:
+    """Of :func:`.plan.earlier_runs`, those that have ended, and from what they would start from now."""
+    steps = Steps(plan.options.output / STATE, 0, edition=EDITION)
+    stale = {run.final for run in waiting_runs(plan)}
+    found = []
+    for run in earlier_runs(plan):  # detectors come first
+        if run.detector not in stale and steps.is_done(run.name, run.inputs(), run.outputs):
+            found.append(run)
+        else:
+            stale.add(run.final)
+    return found
 
 
 def carry_out(

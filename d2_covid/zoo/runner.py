@@ -281,4 +281,4 @@ def _reason(job: _Job, status: int) -> str:
     """The last line that a failed training said."""
     lines = [line for line in job.log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     said = lines[-1].removeprefix("error: ") if lines else f"status {status}"
-    return said if status != -signal.SIGKILL else "killed, as for want of memory"
+    return said if status != -getattr(signal, "SIGKILL", 9) else "killed, as for want of memory"

@@ -41,6 +41,8 @@ AUTHORED = ("summary", "intended_use", "not_intended_use", "limits", "training",
 """Fields of a card that a person writes. Of ``training``, a run's own record goes before what they say. They may name
 ``architecture.config`` too."""
 
+_OF_A_RECORD = ("slices", "seconds", "device", "seed")
+
 _CLASSIFIER = "CovidCTMaskNet"
 _PHANTOM_SLICES = 4
 
@@ -68,6 +70,8 @@ def read_facts(path: str | Path) -> dict[str, Any]:
     unknown = sorted(facts.keys() - {field.name for field in dataclasses.fields(ModelCard)})
     if unknown:
         raise UserError(f"{path}: {unknown[0]} is no field of a card; a person writes {', '.join(AUTHORED)}.")
+    if "sha256" in facts and isinstance(facts.get("training"), Mapping):  # an earlier card: another training's record
+        facts["training"] = {key: value for key, value in facts["training"].items() if key not in _OF_A_RECORD}
     return {name: facts[name] for name in (*AUTHORED, "architecture") if name in facts}
 
 

@@ -136,6 +136,11 @@ def _group(
     if len({tuple(record.get("opts", ())) for record in records}) > 1:
         names = ", ".join(record["name"] for record in records)
         raise UserError(f"{names} are said to be of one recipe, {recipe}, and differ in its overrides; run them again.")
+    for split in ("train", "test"):
+        found = {(one["name"], one["sha256"]) for r in records if r["status"] == FINISHED for one in _known(r, split)}
+        if len({name for name, _ in found}) < len(found):
+            names = ", ".join(record["name"] for record in records)
+            raise UserError(f"{names} were run on other data than each other ({split}); run them again, or apart.")
     by_seed = {record["seed"]: record for record in records}
     finished = tuple(by_seed[seed] for seed in sorted(by_seed) if by_seed[seed]["status"] == FINISHED)
     missing = {
@@ -145,6 +150,11 @@ def _group(
     }
     first = by_seed[min(by_seed)] if by_seed else {"command": command}
     return Group(kind, recipe, model, start, finished, missing, first["command"], tuple(first.get("opts", ())))
+
+
+def _known(record: Mapping[str, Any], split: str) -> list[Mapping[str, Any]]:
+    """Data of a record whose content is known."""
+    return [one for one in record.get("data", {}).get(split, ()) if one.get("sha256")]
 
 
 def _why(record: Mapping[str, Any] | None) -> str:

@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 
-from d2_covid.data import itk_process, volume_files
+from d2_covid.data import itk_process, limits, volume_files
 from d2_covid.data.preprocessing import network_input, window_to_uint8
 from d2_covid.data.volume_files import read_volume
 from d2_covid.errors import UserError
@@ -204,6 +204,14 @@ def test_a_name_with_a_number_is_one_file(scans, tmp_path, suffix):
     (tmp_path / "scan.raw").rename(tmp_path / "Patient 12 CT.raw")
     path.write_bytes(path.read_bytes().replace(b"scan.raw", b"Patient 12 CT.raw"))
     assert _read(path).num_slices == 8
+
+
+def test_a_library_that_does_not_import_is_no_damage_of_the_file(scans, tmp_path, monkeypatch):
+    path = scans.nifti(tmp_path / "scan.nii", scans.body())
+    message = "`np.sctypes` was removed"
+    monkeypatch.setattr(limits, "import_module", lambda module: (_ for _ in ()).throw(AttributeError(message)))
+    refused = _refused(path)
+    assert f"nibabel, which does not import here ({message})" in refused and "--upgrade" in refused
 
 
 @pytest.mark.parametrize("suffix", [".nii.gz", ".mha"])

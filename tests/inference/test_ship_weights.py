@@ -164,6 +164,18 @@ def test_the_record_of_the_run_goes_before_what_was_written(trained, facts, few_
     assert training.recipe == "none"
 
 
+def test_an_earlier_card_lends_its_words_and_not_its_training(trained, facts, few_slices, tmp_path):
+    said = read_facts(facts)
+    said["training"] |= {"slices": 11, "seconds": 3.5, "device": "cpu: test", "seed": 7, "patients": 2}
+    card = ship("first", trained / "lesion.pth", said, tmp_path / "s", compare_on=few_slices).card
+    assert card.training.seed == 7
+    (tmp_path / "card.json").write_text(json.dumps(card.as_dict()))
+    again = read_facts(tmp_path / "card.json")
+    training = ship("again", trained / "lesion.pth", again, tmp_path / "t", compare_on=few_slices).card.training
+    assert (training.slices, training.seconds, training.device, training.seed) == (None, None, None, None)
+    assert training.recipe == card.training.recipe and training.patients == 2
+
+
 @pytest.mark.parametrize(
     ("config", "name"),
     [

@@ -60,6 +60,8 @@ def test_figures_intervals_and_time_of_a_run(tmp_path):
     assert outcome.figures["coco_mask_ap75"] == Figure(None, None, None)
     assert outcome.minutes == pytest.approx(2.0) and outcome.facts["training_slices"] == 8
     assert "COCO mask AP75: no lesion" in outcome.facts["notes"]
+    assert outcome_of(run, {}, whole=False).state == "not done"  # evaluated on the way, or from an earlier start
+    assert outcome_of(run, {run: "no memory"}).state == "failed"
     assert any(note.startswith("AP@0.5IoU, AP@0.75IoU") and "only 4" in note for note in outcome.facts["notes"])
 
 

@@ -144,6 +144,14 @@ def test_options_that_make_no_table(tmp_path, wrong, said):
         options(tmp_path, **wrong)
 
 
+def test_a_start_is_a_departure_of_the_mask_r_cnns(tmp_path):
+    plan = make_plan(options(tmp_path, init="imagenet"), [2, 3], LESIONS, CLASSES)
+    assert "each Mask R-CNN starts from imagenet, set by --init" in plan.departures(SEGMENTATION)
+    assert not any(
+        "--init" in line for line in make_plan(options(tmp_path), [2], LESIONS, None).departures(SEGMENTATION)
+    )
+
+
 def test_departures_from_the_paper_are_told(tmp_path):
     overrides = ("SOLVER.BASE_LR", "0.1", "DATALOADER.NUM_WORKERS", "1")
     chosen = options(tmp_path, epochs=3, classifier_epochs=4, overrides=overrides)

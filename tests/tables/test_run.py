@@ -1,5 +1,6 @@
 """Carrying out a plan: each run once, failures by themselves, nothing thrown away."""
 
+import json
 import os
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from d2_covid.tables import run as tables_run
 from d2_covid.tables.models import MODELS
 from d2_covid.tables.options import Options
 from d2_covid.tables.plan import make_plan
-from d2_covid.tables.run import carry_out, run_logged, waiting_runs
+from d2_covid.tables.run import STATE, carry_out, run_logged, waiting_runs, whole_beside
 from d2_covid.tables.sources import ClassSet, LesionSet
 
 import pytest
@@ -113,6 +114,23 @@ def test_a_classifier_waits_for_its_mask_r_cnn_and_is_trained_anew_with_it(tmp_p
     assert waiting_runs(plan) == [classifier]
     do(plan, scripts := Scripts(plan))
     assert len(scripts.commands) == 1 and classifier.folder.with_name("seed_0.before_1").is_dir()
+
+
+def test_runs_beside_the_plan_are_whole_and_from_the_same_start(tmp_path):
+    start = tmp_path / "start.pth"
+    start.write_text("first")
+    do(everything := plan_for(tmp_path, "R18", seeds=(0, 1), init=str(start), tables=(2, 3)), Scripts(everything))
+    plan = plan_for(tmp_path, "R18", seeds=(0,), init=str(start), tables=(2, 3))
+    beside = {run.name for run in everything.runs if run.seed == 1}
+    assert {run.name for run in whole_beside(plan)} == beside and len(beside) == 2
+    killed = next(run for run in everything.runs if run.seed == 1)
+    state = json.loads((tmp_path / STATE).read_text())
+    (tmp_path / STATE).write_text(json.dumps(state | {killed.name: state[killed.name] | {"done": False}}))
+    assert whole_beside(plan) == []  # of its classifier it is the Mask R-CNN
+    (tmp_path / STATE).write_text(json.dumps(state))
+    start.write_text("second")
+    do(plan, Scripts(plan))
+    assert waiting_runs(plan) == whole_beside(plan) == []
 
 
 def test_a_run_that_another_command_is_training_is_left_to_it(tmp_path):

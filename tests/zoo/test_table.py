@@ -76,6 +76,17 @@ def test_one_recipe_is_one_way_to_train(record):
         zoo_page([record(), record(seed=2, opts=["SOLVER.EPOCHS", "3"])])
 
 
+def test_seeds_on_other_data_are_no_spread(record):
+    first, second = record(), record(seed=2)
+    for one, sha256 in ((first, "1" * 64), (second, "2" * 64)):
+        one["data"]["train"][0]["sha256"] = sha256
+    with pytest.raises(UserError, match=r"s1, .*s2 were run on other data than each other \(train\)"):
+        zoo_page([first, second])
+    zoo_page([first, {**second, "status": "not finished: x"}])
+    second["data"]["train"][0]["sha256"] = None  # not known
+    zoo_page([first, second])
+
+
 def test_a_start_that_was_trained_again_is_told(record):
     phantom = record("phantom", seed=17, config="configs/quick/mask_rcnn_R_18_T1_FPN_phantom.yaml")
     same = record(start="phantoms", start_sha256=phantom["weights_sha256"])

@@ -18,7 +18,7 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
 from .. import __version__
-from ..config import get_config, merge_overrides
+from ..config import config_dir, get_config, merge_overrides
 from ..data.files import atomic_write, sha256_of, write_json
 from ..data.phantom import phantom_patient
 from ..data.preprocessing import network_input
@@ -231,7 +231,8 @@ def _config_name(facts: Mapping[str, Any], source: ModelSource) -> str:
     """The config that the facts name, if it is one of such a model; else the model's own description."""
     architecture = facts.get("architecture")
     named = architecture.get("config") if isinstance(architecture, Mapping) else None
-    fits = named in model_names() and descriptive_name(get_config(find_config(named))) == source.name
+    shipped = named in model_names() or bool(named) and (config_dir() / f"{named}.yaml").is_file()
+    fits = shipped and descriptive_name(get_config(find_config(named))) == source.name
     return named if fits else source.name
 
 

@@ -35,8 +35,9 @@ ZOO_HEAD = """\
 
 <!-- Written by `python tools/model_zoo.py table` from docs/zoo; do not edit by hand. -->
 
-What the models of d2_covid reach on public chest CT that anyone can get, trained by the commands below. Research
-software, no medical device: the figures are of the few patients that they name, and hold for no other.
+What the models of d2_covid reach on a selection of public chest CT ([datasets/README.md](datasets/README.md) says which
+slices), trained by the commands below. Research software, no medical device: the figures are of the few patients that
+they name, and hold for no other.
 """
 
 LESION_NOTES = """\
@@ -52,8 +53,8 @@ LESION_NOTES = """\
 - **Chosen on this split.** The tuned recipe's values were chosen by their figures on these validation slices, so its
   figures are optimistic. The paper's recipe was not. Every figure is of the model at the end of its training, never
   of the best one on the way.
-- **Patients.** `radiopaedia` 2 and 3 are two reconstructions of one scan: the training scans are of one person fewer
-  than they number. No patient is on both sides.
+- **Patients.** `radiopaedia` 1 and 4 and `coronacases` 6 and 7 validate, the others train. `radiopaedia` 2 and 3 are
+  two reconstructions of one scan: what counts as 9 patients to train on is 8 people. No patient is on both sides.
 - **Seconds.** *Steps* is the training alone, summed up from the log (the median of every 20 iterations); *all* is from
   start to end by the clock, with start-up, checkpoints and evaluation. Where trainings shared a device (*at a time*),
   each took longer than it would have alone; and rows were run on different days, when other work slowed the machine
@@ -75,9 +76,8 @@ COVID-CT-Mask-Net on COVID-CT, figures cut from publications, in the published s
 validate; two classes, COVID-19 and not. The set names no patients: slices of one person may stand beside each other,
 so intervals are too narrow, and figures of one publication share its style. Nothing here is shown to hold for CT
 series. *Lesion model* is what the classifier reads its detections from: unless a file was given, the one of its kind
-that had the best mask AP50 on the validation split above when the classifier was trained; other seeds may have come
-later. *Calibration error* is the expected one, by 10 bins: how far the
-scores are from the shares that are right.
+with the best mask AP50 on the validation split above at the time; later seeds may be better. *Calibration error* is
+the expected one, by 10 bins: how far the scores are from the shares that are right.
 """
 
 PHANTOM_HEAD = """\

@@ -180,6 +180,7 @@ def test_an_earlier_card_lends_its_words_and_not_its_training(trained, facts, fe
     ("config", "name"),
     [
         ("mask_rcnn_R_18_T2_FPN", "mask_rcnn_R_18_T2_FPN"),
+        ("segmentation/tuned/mask_rcnn_R_18_T2_FPN", "segmentation/tuned/mask_rcnn_R_18_T2_FPN"),
         ("mask_rcnn_R_34_T2_FPN", "mask_rcnn_R_18_T2_merge"),
         ("nothing", "mask_rcnn_R_18_T2_merge"),
     ],

@@ -42,6 +42,7 @@ def test_paper_hyperparameters():
     assert (solver.WEIGHT_DECAY, solver.WEIGHT_DECAY_NORM) == (1e-3, 1e-3)
     assert (solver.IMS_PER_BATCH, solver.EPOCHS) == (1, 100)
     assert cfg.INPUT.RANDOM_FLIP == "none" and cfg.INPUT.MIN_SIZE_TEST == 512 and cfg.INPUT.MAX_SIZE_TEST == 1024
+    assert list(cfg.INPUT.MIN_SIZE_TRAIN) == [512] and cfg.INPUT.MAX_SIZE_TRAIN == 1024
     assert not any(cfg.INPUT.AUGMENTATION.values())
     assert cfg.TEST.DETECTIONS_PER_IMAGE == 128 and cfg.TEST.PAPER_AP_SCORE_THRESH == 0.75
 

@@ -27,10 +27,14 @@ _SILENT = (
     *("MODEL.ANCHOR_GENERATOR.OFFSET", "MODEL.RESNETS.STRIDE_IN_1X1"),
     *("MODEL.ROI_BOX_HEAD.POOLER_TYPE", "MODEL.ROI_MASK_HEAD.POOLER_TYPE"),
     *("MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO", "MODEL.ROI_MASK_HEAD.POOLER_SAMPLING_RATIO"),
+    "MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION",
 )
-# Of a classifier's own checkpoint: which detections its module S learned from. A detector alone may give it others.
+# Of a classifier's own checkpoint: which detections its module S learned from, and how they were repeated where they
+# are too few. A detector alone may give it others.
 _SILENT_OF_CLASSIFIER = (
-    *("MODEL.CLASSIFIER.NMS_THRESH", "MODEL.CLASSIFIER.SCORE_THRESH", "MODEL.RPN.POST_NMS_TOPK_TEST"),
+    *("MODEL.CLASSIFIER.NMS_THRESH", "MODEL.CLASSIFIER.SCORE_THRESH", "MODEL.CLASSIFIER.DROP_EMPTY"),
+    *("MODEL.CLASSIFIER.PADDING", "MODEL.CLASSIFIER.PADDING_SEED"),
+    *("MODEL.RPN.NMS_THRESH", "MODEL.RPN.PRE_NMS_TOPK_TEST", "MODEL.RPN.POST_NMS_TOPK_TEST"),
 )
 
 

@@ -139,6 +139,22 @@ def _kinds(group: dict[str, Any]) -> tuple[str, ...]:
     return ("AdamW",) if group["decoupled_weight_decay"] else ("Adam",)
 
 
+def load_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
+    """Take over the state of another optimiser, each tensor of a parameter's shape laid out in memory as the parameter.
+
+    A checkpoint keeps the layout of the device that trained, channels last or not, and a fused kernel walks through a
+    parameter and its state side by side: it refuses another layout, or reads the state in the wrong order.
+
+    Args:
+        saved: ``state_dict()`` of the other.
+    """
+    optimizer.load_state_dict(saved)
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
+                state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+
 def build_lr_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
     """The schedule that ``SOLVER.LR_SCHEDULER_NAME`` names, Detectron2's own: warm-up, then steps or a cosine.
 

@@ -36,15 +36,17 @@ def choose_device(cfg: CfgNode, opts: Sequence[str] = ()) -> None:
 
 
 def check_device(device: str, instead: str) -> None:
-    """Refuse a device that PyTorch can't compute on.
+    """Refuse a device that PyTorch can't compute on, or that is neither CPU nor CUDA: mps, for one, has no float64.
 
     Args:
         instead: what the user may give, in words.
 
     Raises:
-        UserError: PyTorch knows or finds no such device.
+        UserError: PyTorch knows or finds no such device, or it is of another kind.
     """
     try:
+        if torch.device(device).type not in ("cpu", "cuda"):
+            raise ValueError("d2_covid takes cpu and cuda alone")
         torch.zeros(1, device=torch.device(device))
     except (RuntimeError, AssertionError, ValueError) as error:
         reason = one_line(str(error).splitlines()[0].rstrip("."), 150)

@@ -22,7 +22,7 @@ from .evaluation import evaluate, flat_numbers, share_statistics, unwrapped, val
 from .hooks import Evaluate, ProgressBar, SaveCheckpoint, WriteMetrics, best_metric
 from .inference_model import has_bfloat16, inference_dtype
 from .loader import train_batches
-from .optimizer import MixedPrecision, build_lr_scheduler, build_optimizer, check_same_optimizer
+from .optimizer import MixedPrecision, build_lr_scheduler, build_optimizer, check_same_optimizer, load_optimizer
 from .run_record import RunRecord, check_same_run, read_record
 from .schedule import resolve_schedule, scale_to_processes
 from .seeding import derive_seed, seed_everything
@@ -272,6 +272,6 @@ class Trainer(TrainerBase):
         """
         saved = state_dict["optimizer"]
         check_same_optimizer(self.optimizer.state_dict()["param_groups"], saved["param_groups"])
-        self.optimizer.load_state_dict(saved)
+        load_optimizer(self.optimizer, saved)
         self.scheduler.load_state_dict(state_dict["scheduler"])
         self.precision.load_state_dict(state_dict["grad_scaler"])

@@ -190,6 +190,13 @@ def load_weights(
         if missing:
             raise UserError(f"{source} lacks {len(missing)} tensors of the model: {_modules(missing)}.")
     logger.info(report.summary())
+    new = [name for name in report.new if name.startswith("backbone.")]
+    if new and not all(name.startswith("backbone.") for name in report.loaded):
+        logger.warning(
+            "%s has other parts of the model, but not these of its backbone, which start anew: %s; use the config that "
+            "the weights were trained with, or weights of this one",
+            *(source, _modules(new)),
+        )
     return report
 
 
@@ -207,13 +214,25 @@ def load_state(model: torch.nn.Module, state: Mapping[str, torch.Tensor], source
         if state[n].shape != own[n].shape
     ]
     if wrong:
-        raise UserError(f"{source} holds another model; tensors of another shape: {_first(wrong)}.")
+        told = f"{_first(wrong)}{_anchors(own, state)}"
+        raise UserError(f"{source} holds another model; tensors of another shape: {told}.")
     if not shared:
         raise UserError(f"{source} holds no tensor of this model; it has {_modules(sorted(state))}.")
     model.load_state_dict({name: state[name] for name in shared}, strict=False)
     # How many batches a BatchNorm has seen matters to none of its outputs, and older files lack it.
     new = sorted(n for n in own.keys() - state.keys() if not n.endswith(".num_batches_tracked"))
     return LoadReport(str(source), shared, sorted(state.keys() - own.keys()), new)
+
+
+def _anchors(own: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor]) -> str:
+    """Which configs have as many anchors a place as ``state``, where the model has others."""
+    name = "proposal_generator.rpn_head.objectness_logits.bias"
+    if name not in own or name not in state or len(own[name]) == len(state[name]):
+        return ""
+    return (
+        f"; it has {len(state[name])} anchors a place, and the config {len(own[name])}: the paper's configs have 30, "
+        "those in tuned/ 15, as have models that ship and those of phantoms"
+    )
 
 
 def _block_part(part: str) -> str:

@@ -24,9 +24,10 @@ class Interval:
         low, high: its ends; nan where there is no interval, and ``note`` says why.
         level: share of resamples between the ends, 0.95 for 95 %.
         resamples: resamples drawn.
-        groups: patients they were drawn from.
+        groups: patients, or other units, they were drawn from.
         undefined: resamples in which the statistic was undefined (nan); they are left out of the interval.
         note: what must be said about the interval, else empty.
+        unit: what a group is, ``"patient"`` or ``"slice"``.
     """
 
     low: float
@@ -36,6 +37,7 @@ class Interval:
     groups: int
     undefined: int = 0
     note: str = ""
+    unit: str = "patient"
 
     @property
     def exists(self) -> bool:
@@ -49,7 +51,8 @@ class Interval:
             "high": self.high if math.isfinite(self.high) else None,
             "level": self.level,
             "resamples": self.resamples,
-            "patients": self.groups,
+            "patients": self.groups if self.unit == "patient" else None,
+            "resampled_units": self.groups,
             "undefined_resamples": self.undefined,
             "note": self.note,
         }
@@ -82,6 +85,8 @@ def bootstrap_intervals(
     resamples: int = 1000,
     seed: int = 0,
     level: float = 0.95,
+    *,
+    unit: str = "patient",
 ) -> dict[str, Interval]:
     """Intervals of several statistics from the same resamples.
 
@@ -92,22 +97,23 @@ def bootstrap_intervals(
         resamples: 0 gives no interval.
         seed: of the resampling.
         level: share of resamples inside the interval.
+        unit: what a group is, in the singular, where it is no patient.
 
     Returns:
-        name -> :class:`Interval`. With fewer than two patients, or every resample undefined, its ends are nan and its
+        name -> :class:`Interval`. With fewer than two groups, or every resample undefined, its ends are nan and its
         note says so.
     """
     if not 0 < level < 1:
         raise ValueError(f"level must lie between 0 and 1, not {level}")
-    patients = len(set(groups))
+    count = len(set(groups))
     names = list(statistics(np.ones(len(groups), dtype=np.int64)))
-    if resamples < 1 or patients < 2:
-        note = f"No interval: it takes two patients, and there is {patients or 'none'}."
+    if resamples < 1 or count < 2:
+        note = f"No interval: it takes two {unit}s, and there is {count or 'none'}."
         if resamples < 1:
             note = "No interval: none was asked for (0 resamples)."
-        return {name: Interval(math.nan, math.nan, level, 0, patients, 0, note) for name in names}
+        return {name: Interval(math.nan, math.nan, level, 0, count, 0, note, unit) for name in names}
     rows = [statistics(weights) for weights in patient_weights(groups, resamples, seed)]
-    return {name: _percentile([row[name] for row in rows], level, patients) for name in names}
+    return {name: _percentile([row[name] for row in rows], level, count, unit) for name in names}
 
 
 def bootstrap_interval(
@@ -116,20 +122,22 @@ def bootstrap_interval(
     resamples: int = 1000,
     seed: int = 0,
     level: float = 0.95,
+    *,
+    unit: str = "patient",
 ) -> Interval:
     """Interval of one statistic; see :func:`bootstrap_intervals`."""
-    return bootstrap_intervals(lambda weights: {"": statistic(weights)}, groups, resamples, seed, level)[""]
+    return bootstrap_intervals(lambda weights: {"": statistic(weights)}, groups, resamples, seed, level, unit=unit)[""]
 
 
-def _percentile(values: Sequence[float], level: float, patients: int) -> Interval:
+def _percentile(values: Sequence[float], level: float, count: int, unit: str) -> Interval:
     drawn = np.asarray(values, dtype=np.float64)
     defined = drawn[np.isfinite(drawn)]
     undefined = drawn.size - defined.size
     if not defined.size:
         note = "No interval: the statistic is undefined in every resample."
-        return Interval(math.nan, math.nan, level, drawn.size, patients, undefined, note)
+        return Interval(math.nan, math.nan, level, drawn.size, count, undefined, note, unit)
     low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
     notes = [f"Undefined in {undefined} of {drawn.size} resamples, which are left out."] if undefined else []
-    if patients < FEW_PATIENTS:
-        notes.append(f"Resampled from only {patients}: the interval is rough, and likely too narrow.")
-    return Interval(float(low), float(high), level, drawn.size, patients, undefined, " ".join(notes))
+    if count < FEW_PATIENTS:
+        notes.append(f"Resampled from only {count} {unit}s: the interval is rough, and likely too narrow.")
+    return Interval(float(low), float(high), level, drawn.size, count, undefined, " ".join(notes), unit)

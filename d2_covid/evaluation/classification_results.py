@@ -22,7 +22,7 @@ _BY_SLICE = (
 )
 FEW_PATIENTS = 20
 """Below this many, intervals over patients are remarked on."""
-NO_WIDTH = "no width: every resample gave this value, which is not certainty"
+NO_WIDTH = "No width: (nearly) every resample gave this value, which is not certainty."
 
 
 @dataclass(frozen=True)
@@ -185,6 +185,7 @@ def _intervals(
         options.resamples,
         options.seed,
         options.level,
+        unit=unit,
     )
     found = {}
     for name, interval in drawn.items():
@@ -223,7 +224,8 @@ def _interval_note(predictions: SlicePredictions, patients: int) -> str:
 
 
 def _note(interval: Interval) -> str:
-    return NO_WIDTH if interval and interval.low == interval.high else interval.note
+    without_width = NO_WIDTH if interval.low == interval.high else ""
+    return " ".join(filter(None, (interval.note, without_width)))
 
 
 def _or_reason(value: float) -> tuple[float, None, None, str]:

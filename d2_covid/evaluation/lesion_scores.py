@@ -26,7 +26,7 @@ class Figure:
 
     Attributes:
         value: percent for ``bbox``, ``segm`` and ``paper_ap``, in [0, 1] for ``union``; nan where undefined.
-        interval: over patients.
+        interval: over patients, or over slices where patients are unknown.
         slices: slices that it was worked out from.
         instances: ground-truth lesions behind it.
         note: what must be said about it, above all what slices without ground truth did.
@@ -149,7 +149,8 @@ def evaluate_predictions(
     def weighted(weights: np.ndarray) -> dict[str, float]:
         return {f"{part.task}/{name}": value for part in families for name, value in part.weighted(weights).items()}
 
-    intervals = bootstrap_intervals(weighted, groups, resamples=bootstrap, seed=seed)
+    unit = "slice" if unnamed else "patient"
+    intervals = bootstrap_intervals(weighted, groups, resamples=bootstrap, seed=seed, unit=unit)
     figures = {
         f"{part.task}/{name}": Figure(
             value, intervals[f"{part.task}/{name}"], part.slices[name], part.instances[name], part.notes[name]

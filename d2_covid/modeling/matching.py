@@ -106,7 +106,7 @@ def match_boxes(truth: GroundTruth, boxes: torch.Tensor, matcher: Matcher) -> tu
         labels: (N, M) int8.
     """
     num_images, most = truth.valid.shape
-    step = max(1, PAIRS_AT_ONCE // (most * boxes.shape[1]))
+    step = max(1, PAIRS_AT_ONCE // max(1, most * boxes.shape[1]))
     parts = [
         _match(truth, boxes if len(boxes) == 1 else boxes[i : i + step], slice(i, i + step), matcher)
         for i in range(0, num_images, step)

@@ -119,7 +119,7 @@ def box_losses(
     """``loss_cls`` and ``loss_box_reg``, as ``FastRCNNOutputLayers.losses`` gives them (smooth L1)."""
     logits, deltas = predictions
     classes, foreground = sampled.gt_classes, sampled.foreground
-    deltas = deltas.view(len(deltas), -1, 4).index_select(0, foreground)
+    deltas = deltas.view(len(deltas), deltas.shape[1] // 4, 4).index_select(0, foreground)
     deltas = of_class(deltas, classes[foreground])
     target = box_deltas(predictor.box2box_transform, sampled.rois[foreground, 1:], sampled.gt_boxes[foreground])
     regression = smooth_l1_loss(deltas, target, predictor.smooth_l1_beta, reduction="sum") / max(len(classes), 1)

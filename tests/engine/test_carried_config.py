@@ -3,6 +3,7 @@
 from d2_covid import get_config
 from d2_covid.data.slice_datasets import COVID_CT_CLASSES
 from d2_covid.data.slice_lists import IMAGE_CLASSES
+from d2_covid.engine import carried_config
 from d2_covid.engine.carried_config import (
     carried_facts,
     check_carried_classes,
@@ -17,6 +18,39 @@ import pytest
 from detectron2.data import MetadataCatalog
 
 CLASSIFIER = "classification/covid_ct_mask_net_R_18_T2_FPN.yaml"
+
+# Other values than the configs', of every key that is compared.
+SILENT = {
+    "MODEL.ANCHOR_GENERATOR.SIZES": "[[8, 16]]",
+    "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS": "[[1.0]]",
+    "MODEL.ANCHOR_GENERATOR.OFFSET": "0.5",
+    "MODEL.PIXEL_MEAN": "[0.0, 0.0, 0.0]",
+    "MODEL.PIXEL_STD": "[1.0, 1.0, 1.0]",
+    "MODEL.RESNETS.STRIDE_IN_1X1": "True",
+    "MODEL.RPN.BBOX_REG_WEIGHTS": "[2.0, 2.0, 2.0, 2.0]",
+    "MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS": "[2.0, 2.0, 2.0, 2.0]",
+    "MODEL.ROI_BOX_HEAD.SCORE_FUNCTION": "sigmoid",
+    "MODEL.ROI_BOX_HEAD.POOLER_TYPE": "ROIAlign",
+    "MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO": "1",
+    "MODEL.ROI_MASK_HEAD.POOLER_TYPE": "ROIAlign",
+    "MODEL.ROI_MASK_HEAD.POOLER_SAMPLING_RATIO": "1",
+    "MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION": "7",
+    "INPUT.FORMAT": "BGR",
+    "INPUT.MIN_SIZE_TEST": "256",
+    "INPUT.MAX_SIZE_TEST": "300",
+    "INPUT.WINDOW.LEVEL": "40.0",
+    "INPUT.WINDOW.WIDTH": "400.0",
+}
+SILENT_OF_CLASSIFIER = {
+    "MODEL.CLASSIFIER.NMS_THRESH": "0.2",
+    "MODEL.CLASSIFIER.SCORE_THRESH": "0.5",
+    "MODEL.CLASSIFIER.DROP_EMPTY": "False",
+    "MODEL.CLASSIFIER.PADDING": "sampled",
+    "MODEL.CLASSIFIER.PADDING_SEED": "5",
+    "MODEL.RPN.NMS_THRESH": "0.2",
+    "MODEL.RPN.PRE_NMS_TOPK_TEST": "60",
+    "MODEL.RPN.POST_NMS_TOPK_TEST": "50",
+}
 
 
 @pytest.mark.parametrize(
@@ -61,18 +95,12 @@ def test_other_classes_are_refused(dataset, classes):
         check_carried_classes({"image_classes": list(IMAGE_CLASSES)}, [dataset(*classes)], "x.pth")
 
 
-@pytest.mark.parametrize(
-    "key, value",
-    [
-        ("MODEL.RESNETS.STRIDE_IN_1X1", "True"),
-        ("MODEL.ANCHOR_GENERATOR.OFFSET", "0.5"),
-        ("MODEL.ROI_BOX_HEAD.POOLER_TYPE", "ROIAlign"),
-        ("MODEL.ROI_MASK_HEAD.POOLER_TYPE", "ROIAlign"),
-        ("INPUT.WINDOW.LEVEL", "40.0"),
-        ("INPUT.WINDOW.WIDTH", "400.0"),
-        ("INPUT.MIN_SIZE_TEST", "256"),
-    ],
-)
+def test_every_key_that_is_compared_has_a_case():
+    assert set(SILENT) == set(carried_config._SILENT)
+    assert set(SILENT_OF_CLASSIFIER) == set(carried_config._SILENT_OF_CLASSIFIER)
+
+
+@pytest.mark.parametrize("key, value", SILENT.items())
 def test_what_no_error_would_tell_is_told(key, value):
     lesion, facts = "segmentation/mask_rcnn_R_50_FPN.yaml", carried_facts(get_config())
     for leaf in (lesion, CLASSIFIER):
@@ -85,14 +113,7 @@ def test_what_no_error_would_tell_is_told(key, value):
     assert silent_differences(get_config(leaf, [key, value]), {}) == []
 
 
-@pytest.mark.parametrize(
-    "opts",
-    [
-        ["MODEL.CLASSIFIER.NMS_THRESH", "0.2"],
-        ["MODEL.CLASSIFIER.SCORE_THRESH", "0.5"],
-        ["MODEL.RPN.POST_NMS_TOPK_TEST", "50"],
-    ],
-)
+@pytest.mark.parametrize("opts", SILENT_OF_CLASSIFIER.items())
 def test_which_detections_are_ranked_matters_to_a_classifiers_own_weights_alone(opts):
     cfg, lesion = get_config(CLASSIFIER, opts), "segmentation/mask_rcnn_R_18_T2_FPN.yaml"
     (told,) = silent_differences(cfg, carried_facts(get_config(CLASSIFIER)))

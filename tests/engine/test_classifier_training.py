@@ -134,6 +134,14 @@ def test_a_run_is_not_resumed_with_its_classes_in_another_order(slices, detector
         DatasetCatalog.remove("order_train")
 
 
+def test_a_run_is_not_resumed_with_another_sampling(config, detector):
+    opts = ("MODEL.WEIGHTS", detector, "MODEL.CLASSIFIER.TRAIN_NORM", False, "DATASETS.TEST", "()")
+    Trainer(config(*opts, "SOLVER.MAX_ITER", 2)).train()
+    told = "began with DATALOADER.SLICE_SAMPLING as_is, and with balanced its iterations are other slices"
+    with pytest.raises(UserError, match=told):
+        Trainer(config(*opts, "DATALOADER.SLICE_SAMPLING", "balanced"), resume=True)
+
+
 def test_a_run_is_resumed_where_its_slices_lie_elsewhere(slices, detector, tmp_path):
     """As data that is copied to a node's own disk for each job."""
     opts = (*TINY, "MODEL.WEIGHTS", str(detector), "MODEL.CLASSIFIER.TRAIN_NORM", "False")
@@ -286,12 +294,38 @@ def test_patients_of_no_slice_are_refused_before_the_training(config, detector):
     Trainer(config("MODEL.WEIGHTS", detector, "TEST.PATIENT_K", 0, "DATASETS.TEST", "()"))
 
 
-def test_balanced_sampling_reaches_the_trainer(config, detector):
-    task = Trainer(config("MODEL.WEIGHTS", detector, "DATALOADER.SLICE_SAMPLING", "balanced")).task
-    dicts = [{"image_class": int(i > 5)} for i in range(8)]
-    order = task.epoch_order(config("DATALOADER.SLICE_SAMPLING", "balanced"), dicts, 0)
-    assert sum(dicts[i]["image_class"] for i in order(0)) == 4
-    assert list(order(1)) == list(order(1)) != list(order(0))
+def epochs_of_trainer(cfg, monkeypatch) -> list[list[int]]:
+    """Indices of the first four epochs, in the order that a trainer of ``cfg`` asks its loader for."""
+    orders = []
+
+    def train_batches(dicts, mapper, order, **options):
+        orders.append(order)
+        return iter(())
+
+    with monkeypatch.context() as patch:
+        patch.setattr("d2_covid.engine.trainer.train_batches", train_batches)
+        Trainer(cfg)
+    (order,) = orders
+    return [[int(index) for index in order(epoch)] for epoch in range(4)]
+
+
+def test_balanced_sampling_reaches_the_trainer(config, detector, slices, monkeypatch):
+    lines = ["file,label,patient_id", *(f"{i}.png,{int(i > 5)},{i}" for i in range(8))]
+    (slices / "unbalanced.csv").write_text("\n".join(lines) + "\n")
+    register_slices("classifier_unbalanced", slices / "unbalanced.csv", slices, ["no", "yes"])
+    opts = ("MODEL.WEIGHTS", detector, "DATASETS.TRAIN", "('classifier_unbalanced',)", "DATASETS.TEST", "()")
+    try:
+        classes = [d["image_class"] for d in DatasetCatalog.get("classifier_unbalanced")]
+        balanced, again, other, as_is = (
+            epochs_of_trainer(config(*opts, "DATALOADER.SLICE_SAMPLING", sampling, "SEED", seed), monkeypatch)
+            for sampling, seed in (("balanced", 1), ("balanced", 1), ("balanced", 2), ("as_is", 1))
+        )
+    finally:
+        DatasetCatalog.remove("classifier_unbalanced")
+    assert [sum(classes[i] for i in epoch) for epoch in balanced] == [4] * 4
+    assert [sorted(epoch) for epoch in as_is] == [list(range(8))] * 4 and sum(classes) == 2
+    assert balanced == again != other
+    assert balanced[0] != balanced[1] and as_is[0] != as_is[1]
 
 
 def test_model_and_data_of_different_kinds_are_refused(config, detector, lesion_sets):

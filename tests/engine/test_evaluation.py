@@ -9,12 +9,14 @@ from d2_covid.engine.checkpoint import read_checkpoint
 from d2_covid.engine.evaluation import flat_numbers, loss_mode, validation_losses
 from d2_covid.engine.hooks import drop_metrics_from, is_due, last_iteration
 from d2_covid.engine.run import run_evaluation
+from d2_covid.engine.seeding import derive_seed
 from d2_covid.engine.tasks import task_of
 from d2_covid.engine.trainer import Trainer
 from d2_covid.errors import UserError
 
 import pytest
 import torch
+from detectron2.data import DatasetCatalog
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage, get_event_storage
 from torch import nn
@@ -60,6 +62,22 @@ def test_validation_loss_normalises_with_the_running_statistics(tiny, model):
         if isinstance(module, nn.BatchNorm2d):
             module.running_var.mul_(4.0)
     assert validation_losses(cfg, task_of(cfg), model, seed=3) != before
+
+
+def test_validation_losses_are_means_over_the_slices_of_all_sets(tiny, model):
+    names = ("engine_test", "engine_train")  # three slices, and six
+    cfg = tiny("DATASETS.TEST", names)
+    found = validation_losses(cfg, task_of(cfg), model, seed=3)
+    mapper, losses = task_of(cfg).mapper(cfg, False), []
+    with loss_mode(model), torch.no_grad(), EventStorage():
+        for name in names:
+            for index, item in enumerate(DatasetCatalog.get(name)):
+                sample = mapper(dict(item))
+                torch.manual_seed(derive_seed(3, "validation", index))
+                losses.append({loss: float(value) for loss, value in model([sample]).items()})
+    assert len(losses) == 9 and len({one["loss_mask"] for one in losses}) > 2
+    expected = {f"val/{loss}": sum(one[loss] for one in losses) / 9 for loss in losses[0]}
+    assert found == pytest.approx({"val/total_loss": sum(expected.values()), **expected})
 
 
 def test_loss_mode_gives_every_module_its_mode_back_after_an_error():

@@ -92,7 +92,7 @@ class Counted(torch.nn.Module):
 
 
 def test_cached_samples_give_the_numbers_of_the_whole_model(config):
-    cfg = config()
+    cfg = config("MODEL.CLASSIFIER.TEMPERATURE", 3.0)
     model, plain = model_of(cfg), task()
     cached = cached_task(cfg, plain, model)
     assert model.training, "its mode is given back"
@@ -107,6 +107,7 @@ def test_cached_samples_give_the_numbers_of_the_whole_model(config):
         assert torch.equal(expected["ranked"].rows, from_cache["ranked_rows"])
         assert torch.equal(expected["image_logits"], got["image_logits"])
         assert torch.equal(expected["image_scores"], got["image_scores"])
+        assert torch.allclose(got["image_scores"], (got["image_logits"] / 3).softmax(-1))
         assert torch.allclose(trained["ranked"].rows, from_cache["ranked_rows"], rtol=1e-4, atol=1e-5)
         assert torch.allclose(trained["image_logits"], got["image_logits"], rtol=1e-4, atol=1e-5)
 

@@ -9,7 +9,7 @@ import time
 
 from d2_covid.engine import checkpoint as checkpoint_module
 from d2_covid.engine import hooks
-from d2_covid.engine.checkpoint import read_checkpoint
+from d2_covid.engine.checkpoint import read_checkpoint, write_checkpoint
 from d2_covid.engine.trainer import Trainer
 from d2_covid.errors import UserError
 
@@ -117,6 +117,27 @@ def test_every_part_of_the_state_is_resumed(opts, tiny, tmp_path):
     killed_run(tiny(*opts), False, in_step, 4)
     Trainer(tiny(*opts), resume=True).train()
     Trainer(tiny(*opts, "OUTPUT_DIR", tmp_path / "whole")).train()
+    assert_same_tensors(weights(tmp_path / "run"), weights(tmp_path / "whole"))
+
+
+@pytest.mark.parametrize("name", ["Adam", "AdamW", "SGD"])
+def test_a_run_of_another_device_is_resumed(name, tiny, tmp_path):
+    """A GPU's model is not channels last, nor is then what its checkpoint keeps of the optimiser."""
+    opts = ("SOLVER.OPTIMIZER", name, "DATASETS.TEST", "()")
+    Trainer(tiny(*opts, "SOLVER.MAX_ITER", 2)).train()
+    path = tmp_path / "run" / "model_final.pth"
+    checkpoint, moved = read_checkpoint(path), 0
+    for state in checkpoint["optimizer"]["state"].values():
+        for key, value in state.items():
+            if isinstance(value, torch.Tensor):
+                moved += not value.is_contiguous()
+                state[key] = value.contiguous()
+    assert moved > 5
+    write_checkpoint(path, checkpoint)
+    resumed = Trainer(tiny(*opts, "SOLVER.MAX_ITER", 4), resume=True)
+    assert resumed.start_iter == 2
+    resumed.train()
+    Trainer(tiny(*opts, "SOLVER.MAX_ITER", 4, "OUTPUT_DIR", tmp_path / "whole")).train()
     assert_same_tensors(weights(tmp_path / "run"), weights(tmp_path / "whole"))
 
 

@@ -27,7 +27,7 @@ def test_the_default_is_the_cpu_where_there_is_no_gpu(monkeypatch):
     assert cfg.MODEL.DEVICE == "cpu"
 
 
-@pytest.mark.parametrize("device", ["cuda:99", "gpu"])
+@pytest.mark.parametrize("device", ["cuda:99", "gpu", "mps", "meta"])
 def test_a_device_that_is_not_there_is_named_in_a_line(device, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     opts = ["MODEL.DEVICE", device]

@@ -244,6 +244,26 @@ def test_shapes_that_differ_are_listed(tmp_path):
     assert torch.equal(wider.backbone.bottom_up.stem.conv1.weight, before)
 
 
+def warnings_of(caplog) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+
+
+def test_heads_without_their_backbone_are_warned_of(tmp_path, caplog):
+    """A state dict without facts, of a T2, in a T1: res4 and the level of the FPN that reads it are not there."""
+    torch.save(tiny_model()[0].state_dict(), tmp_path / "bare.pth")
+    opts = ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", str(tmp_path / "bare.pth")]
+    cfg = get_config("segmentation/mask_rcnn_R_18_T1_FPN.yaml", opts)
+    load_weights(build_model(cfg), cfg)
+    (warning,) = warnings_of(caplog)
+    assert warning.startswith(cfg.MODEL.WEIGHTS) and "\n" not in warning
+    assert "backbone.bottom_up.res4 (" in warning and "backbone.fpn_lateral4" in warning
+
+    model, cfg = tiny_model("MODEL.WEIGHTS", tmp_path / "bare.pth")
+    caplog.clear()
+    load_weights(model, cfg)
+    assert warnings_of(caplog) == []
+
+
 def test_weights_of_something_else_entirely(tmp_path):
     torch.save({"encoder.weight": torch.zeros(2)}, tmp_path / "x.pth")
     model, cfg = tiny_model("MODEL.WEIGHTS", tmp_path / "x.pth")
@@ -251,13 +271,14 @@ def test_weights_of_something_else_entirely(tmp_path):
         load_weights(model, cfg)
 
 
-def test_converted_file_loads_as_backbone(tmp_path):
+def test_converted_file_loads_as_backbone(tmp_path, caplog):
     source = random_torchvision("resnet18")
     checkpoint = backbone_checkpoint(source.state_dict(), "resnet18", source="random")
     torch.save(checkpoint, tmp_path / "r18.pth")
     model, cfg = tiny_model("MODEL.WEIGHTS", tmp_path / "r18.pth")
     report = load_weights(model, cfg)
     assert all(name.startswith(BACKBONE_PREFIX) for name in report.loaded)
+    assert "backbone.fpn_lateral3.weight" in report.new and warnings_of(caplog) == []
     assert read_checkpoint(tmp_path / "r18.pth")["d2_covid"]["kind"] == "backbone"
 
 
@@ -298,3 +319,16 @@ def test_command_refuses_another_depth(convert, tmp_path):
 def test_command_offline(convert, hub, tmp_path):
     with pytest.raises(UserError, match="Without a network, put"):
         convert.main(["resnet50", "--output", str(tmp_path / "out.pth")])
+
+
+def test_anchors_of_another_recipe_are_told_of():
+    """Whoever goes on from a model that ships, or from a phantom one, and takes the paper's config."""
+    leaf, small = "mask_rcnn_R_18_T2_FPN.yaml", ["MODEL.DEVICE", "cpu", "MODEL.ROI_BOX_HEAD.FC_DIM", "8"]
+    tuned = build_model(get_config(f"segmentation/tuned/{leaf}", small)).state_dict()
+    paper = build_model(get_config(f"segmentation/{leaf}", small))
+    with pytest.raises(UserError, match="it has 15 anchors a place, and the config 30: .* those in tuned/ 15"):
+        load_state(paper, tuned, "tuned.pth")
+    wider = paper.state_dict()
+    wider["roi_heads.box_predictor.cls_score.bias"] = torch.zeros(9)
+    with pytest.raises(UserError, match=r"instead of \(2,\)\.$"):
+        load_state(paper, wider, "wider.pth")

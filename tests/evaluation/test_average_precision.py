@@ -5,6 +5,7 @@ import io
 import math
 import time
 
+from d2_covid.data.lesion_masks import encode_mask
 from d2_covid.evaluation.average_precision import AveragePrecision
 from d2_covid.evaluation.slice_instances import collect_slices
 
@@ -197,6 +198,21 @@ def test_thousand_weightings_of_a_validation_set_are_fast():
     for _ in range(100):
         precision.weighted(rng.integers(0, 3, 150))
     assert time.process_time() - start < 2
+
+
+@pytest.mark.parametrize(("task", "small", "medium"), [("bbox", 100, 50), ("segm", 50, 100)])
+def test_a_detection_is_as_large_as_what_the_task_compares(lesions, task, small, medium):
+    """A wrong detection, surer than the right ones: a thin L of 304 pixels, which is small, in a medium box."""
+    dicts = [lesions.truth(1, [(0, 10, 10, 20, 20), (0, 90, 90, 60, 60)])]
+    boxes = [(0, 0.9, 40, 30, 40, 40), (0, 0.8, 10, 10, 20, 20), (0, 0.7, 90, 90, 60, 60)]
+    predictions = lesions.found(1, boxes)
+    mask = np.zeros((160, 160), bool)
+    mask[30:70, 40:44] = mask[66:70, 40:80] = True
+    predictions[0]["segmentation"] = encode_mask(mask)
+    values = score(dicts, predictions, task=task, max_detections=100).values
+    theirs = pycocotools_stats(dicts, predictions, ("lesion",), task).stats
+    assert [values["APs"], values["APm"]] == pytest.approx([100 * theirs[3], 100 * theirs[4]])
+    assert [values["APs"], values["APm"]] == pytest.approx([small, medium])
 
 
 @pytest.mark.parametrize("task", ["bbox", "segm"])

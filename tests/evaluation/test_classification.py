@@ -103,6 +103,17 @@ def test_a_perfect_score_is_not_certainty():
     assert accuracy["value"] == 1 and accuracy["interval"]["note"] == NO_WIDTH
 
 
+def test_without_width_other_notes_are_kept():
+    """Each of three patients is of a class of its own, and absent from many resamples."""
+    results = classification_results(predictions(size=6, patients=3, skill=50), FEW)
+    entry = results["measures"]["sensitivity-control"]
+    undefined, note = entry["interval"]["undefined_resamples"], entry["interval"]["note"]
+    assert entry["value"] == entry["interval"]["low"] == entry["interval"]["high"] == 1 and 0 < undefined < 50
+    others = f"Undefined in {undefined} of 50 resamples, which are left out. Resampled from only 3 patients: "
+    assert note.startswith(others)
+    assert note.endswith(f". {NO_WIDTH}")
+
+
 def test_few_patients_are_remarked():
     assert "3 patients" in classification_results(predictions(patients=3), FEW)["intervals"]["note"]
     assert classification_results(predictions(size=200, patients=40), FEW)["intervals"]["note"] == ""
@@ -154,6 +165,23 @@ def test_evaluator_scores_each_slice_once_and_in_order(tmp_path):
     assert saved["schema_version"] == 1 and saved["dataset"] == "set" and saved["slices"] == 60
     evaluator.reset()
     assert math.isnan(evaluator.evaluate()["image"]["accuracy"])
+
+
+def test_processes_are_gathered_and_only_the_first_answers(monkeypatch):
+    inputs, outputs = batch(predictions())
+
+    def evaluator_of(part: slice) -> ImageClassEvaluator:
+        evaluator = ImageClassEvaluator("set", NAMES, intervals=FEW)
+        evaluator.process(inputs[part], outputs[part])
+        return evaluator
+
+    # Slice 30 went to both, as an even split that rounds up has it.
+    whole, first, second = (evaluator_of(part) for part in (slice(60), slice(31), slice(30, 60)))
+    expected = whole.evaluate()
+    monkeypatch.setattr("detectron2.utils.comm.gather", lambda data, dst=0: [data, second._rows])
+    assert first.evaluate() == expected != {}
+    monkeypatch.setattr("detectron2.utils.comm.is_main_process", lambda: False)
+    assert first.evaluate() == {}
 
 
 def test_predictions_can_be_scored_again(tmp_path):

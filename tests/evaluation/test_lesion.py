@@ -98,6 +98,7 @@ def test_results_file_says_what_each_figure_rests_on(register, two_patients, tmp
     assert dice["slices"] == 2 and "1 with no prediction either are left out" in dice["note"]
     assert dice["interval"]["low"] < dice["value"] < dice["interval"]["high"]
     assert dice["interval"]["resamples"] == 100 and dice["patients"] == 2
+    assert dice["interval"]["patients"] == dice["interval"]["resampled_units"] == 2
     # Slices at 1, 1 and 1/2 of two patients.
     assert paper["value"] == pytest.approx(250 / 3) and paper["slices"] == 3
     assert "1 without a detection above 0.75 count as 1, 0 as 0" in paper["note"]
@@ -220,6 +221,16 @@ def test_category_ids_of_the_json_are_written_and_understood(register, two_patie
     assert evaluate_predictions(two_patients, saved, ["lesion"], category_ids=[7], bootstrap=0).facts["detections"] == 3
 
 
+def test_category_ids_may_run_against_the_classes(register, lesions, tmp_path):
+    dicts = [lesions.truth(1, [BOX, (1, 60, 60, 50, 50)])]
+    name = register(dicts, ("GGO", "consolidation"), thing_dataset_id_to_contiguous_id={1: 1, 2: 0})
+    outputs = {1: instances([(0, 0.9, *BOX[1:]), (1, 0.8, 60, 60, 50, 50)])}
+    results = run(LesionEvaluator(name, bootstrap=0, output_dir=tmp_path), outputs)
+    assert [results["segm"][f"AP-{k}"] for k in ("GGO", "consolidation")] == pytest.approx([100] * 2)
+    saved = json.loads((tmp_path / "coco_instances_results.json").read_text())
+    assert [row["category_id"] for row in saved] == [2, 1]
+
+
 def test_masks_are_kept_as_rle_not_as_pixels(register, two_patients):
     evaluator = LesionEvaluator(register(two_patients))
     evaluator.process([{"image_id": 1}], [{"instances": PERFECT[1]}])
@@ -325,6 +336,11 @@ def test_dataset_without_patients_resamples_slices_and_says_so(lesions, caplog):
     assert scores.facts["resampled"] == "slices" and scores.figures["segm/AP"].interval.exists
     assert "1 of 2 slices name no patient" in caplog.text
     assert scores.as_dict()["patients"] is scores.as_dict()["metrics"]["segm/AP"]["patients"] is None
+    interval = scores.as_dict()["metrics"]["segm/AP"]["interval"]
+    assert (interval["patients"], interval["resampled_units"]) == (None, 2)
+    assert "Resampled from only 2 slices:" in interval["note"]
+    one = evaluate_predictions(dicts[:1], [], ["lesion"], bootstrap=10).figures["segm/AP"].interval
+    assert one.note == "No interval: it takes two slices, and there is 1."
 
 
 def test_the_log_names_no_patients_where_there_are_none(register, lesions, caplog):

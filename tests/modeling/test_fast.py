@@ -112,6 +112,7 @@ MODELS = {
     "plain pooling": (T2, "MODEL.ROI_HEADS.FAST_POOLING", "False"),
     "wide": (T2, "MODEL.FPN.OUT_CHANNELS", "128"),
     "classifier": (CLASSIFIER,),
+    "classifier with temperature": (CLASSIFIER, "MODEL.CLASSIFIER.TEMPERATURE", "3.0"),
     "classifier with masks": (CLASSIFIER, *BOTH, "MODEL.MASK_ON", "True", "MODEL.CLASSIFIER.FEATURES", "boxes"),
 }
 

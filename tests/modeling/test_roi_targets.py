@@ -211,6 +211,30 @@ def test_an_image_without_lesions_needs_no_masks(counts):
         torch.testing.assert_close(found[name], loss, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize("pooling", ["True", "False"])
+@pytest.mark.parametrize("agnostic", ["True", "False"])
+def test_no_proposal_is_no_error(agnostic, pooling):
+    """NaN leaves none, and an image without lesions brings no box of its own; the training loop tells of the NaN."""
+    opts = ("MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", agnostic, "MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK", agnostic)
+    opts += ("MODEL.ROI_HEADS.FAST_POOLING", pooling)
+    _, ours = models("segmentation/mask_rcnn_R_18_T1_FPN_both.yaml", *opts)
+    torch.nn.init.constant_(ours.backbone.bottom_up.stem.conv1.weight, torch.nan)
+    losses, _, logged = losses_and_gradients(ours, samples(0))
+    assert losses["loss_rpn_cls"].isnan()
+    assert [losses[name].item() for name in ("loss_cls", "loss_box_reg", "loss_mask")] == [0, 0, 0]
+    assert logged["roi_head/num_fg_samples"] == logged["roi_head/num_bg_samples"] == 0
+    assert not any(name.startswith(("fast_rcnn/", "mask_rcnn/")) for name in logged)
+
+
+def test_no_proposal_at_all_gives_no_rois():
+    targets = truth(0)
+    none = [Instances(SIZES[0], proposal_boxes=Boxes(torch.zeros(0, 4)), objectness_logits=torch.zeros(0))]
+    for append_gt in (True, False):
+        with EventStorage():
+            sampled = sample_rois(none, targets, **options(8, 0.5, append_gt=append_gt))
+        assert sampled.rois.shape == (0, 5) and sampled.counts == sampled.foreground_counts == [0]
+
+
 def test_several_feature_levels():
     small = "MODEL.RESNETS.DEPTH 18 MODEL.RESNETS.RES2_OUT_CHANNELS 64 MODEL.ROI_MASK_HEAD.NUM_CONV 1".split()
     plain, ours = models("segmentation/mask_rcnn_R_50_FPN.yaml", *EVERYTHING, *small)

@@ -1,5 +1,6 @@
 """Makes small CT for tests: a body with two lungs, and files of it in every format. The fixture ``scans`` is this."""
 
+import struct
 from io import BytesIO
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import nibabel
 import numpy as np
 import pydicom
 import SimpleITK
+from pydicom.datadict import tag_for_keyword
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
@@ -154,3 +156,11 @@ def itk(path: Path, volume: np.ndarray, affine_lps: np.ndarray | None = None, co
     path.parent.mkdir(parents=True, exist_ok=True)
     SimpleITK.WriteImage(image, str(path), useCompression=compressed)
     return path
+
+
+def spoil_number(path: Path, keyword: str) -> None:
+    """Make the 16-bit number of an element of a DICOM file three bytes long: pydicom can't read it."""
+    tag = tag_for_keyword(keyword)
+    data, start = path.read_bytes(), struct.pack("<HH", tag >> 16, tag & 0xFFFF) + b"US\2\0"
+    end = data.index(start) + len(start)
+    path.write_bytes(data[: end - 2] + b"\3\0" + data[end : end + 2] + b"\0" + data[end + 2 :])

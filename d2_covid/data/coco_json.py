@@ -2,7 +2,6 @@
 
 import json
 import logging
-import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from .annotations import check_box, crowd_message, read_crowd, to_rle
 from .lesion_masks import MASK_TYPES, box_fits, require_mask_type
 from .limits import one_line
 from .pairing import natural_key
+from .patient_ids import stated_id
 
 logger = logging.getLogger(__name__)
 
@@ -186,15 +186,12 @@ def _folded(names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def patient_of(image: dict[str, Any]) -> tuple[str, bool]:
-    """Patient of an entry of ``images``, and whether the entry tells it; null, NaN and blank don't.
+    """Patient of an entry of ``images``, and whether the entry tells it (:func:`.patient_ids.stated_id`).
 
     Else it is the name of the file's folder, "" where there is none.
     """
-    told = image.get("patient_id")
-    if isinstance(told, float):  # tables write whole numbers so when some are missing, and those as NaN
-        told = int(told) if told.is_integer() else told if math.isfinite(told) else None
-    if told is not None and str(told).strip():
-        return str(told), True
+    if told := stated_id(image.get("patient_id")):
+        return told, True
     return Path(str(image["file_name"])).parent.name, False
 
 

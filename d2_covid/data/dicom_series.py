@@ -130,6 +130,7 @@ def _series(stack: Stack, identifier: str, assume_window: bool) -> Series:
         modality="CT",
         warnings=(*stack.warnings, *warnings),
         instances=tuple(SourceInstance(f.path, f.frame, f.sop_class_uid, f.sop_instance_uid) for f in frames),
+        oriented=all(map(is_placed, frames)),
     )
 
 

@@ -27,6 +27,7 @@ _IMAGE_STARTS = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"II*\0", b"MM\0*")
 # "BM" may begin a text, too: in a BMP the size of its second header follows.
 _BMP_HEADER_BYTES = (12, 40, 52, 56, 64, 108, 124)
 _MAX_NAME = 100
+_MET_BEFORE = "another name of a file that was met before; each file is read once"
 
 
 @dataclass
@@ -34,7 +35,7 @@ class _Found:
     """What the inputs hold: paths and headers, no pixels.
 
     Attributes:
-        seen: device and inode of the files taken, left out, or found to be damaged.
+        seen: the files taken, left out, or found to be damaged, by device and inode, each with the names met.
         met: how often one of these was come upon, the first time and later.
     """
 
@@ -42,8 +43,13 @@ class _Found:
     volumes: list[tuple[Path, VolumeFormat]] = field(default_factory=list)
     images: dict[Path, list[Path]] = field(default_factory=dict)
     left_out: dict[tuple[Path, str], list[Path]] = field(default_factory=dict)
-    seen: set[tuple[int, int]] = field(default_factory=set)
+    seen: dict[tuple[int, int], set[str]] = field(default_factory=dict)
     met: int = 0
+
+    def remember(self, path: Path, identity: tuple[int, int] | None) -> None:
+        """Note that a file was met, so that it is read once."""
+        if identity is not None:
+            self.seen[identity] = {path.name}
 
 
 def discover(
@@ -54,8 +60,9 @@ def discover(
     An input is an image, a DICOM file, a NIfTI, MetaImage or NRRD volume, a folder of any of these at any depth, or a
     glob (``**`` for any depth). Files are told by their content. DICOM files become series by their SeriesInstanceUID,
     whatever folder or input they come from; images of one folder become one series of loose slices in natural order;
-    a volume is a series. A file that several inputs name is read once. Symlinks are followed, loops of them end.
-    What is no CT is passed over in folders and globs, DICOM with a word; a file that is named must be one.
+    a volume is a series. A file that several inputs name is read once; so is one that has several names, with a word.
+    Symlinks are followed, loops of them end. What is no CT is passed over in folders and globs, DICOM with a word; a
+    file that is named must be one.
 
     All headers are read before the first series comes. Let go of a series before taking the next, and no more than one
     is ever held.
@@ -125,6 +132,9 @@ def _take_file(path: Path, found: _Found, named: bool) -> Iterator[Problem]:
     expected, identity = _has_known_suffix(path), _identity(path)
     if identity in found.seen:
         found.met += 1
+        if path.name not in found.seen[identity]:  # a copy to the eye: as hard links, or links into a store
+            found.seen[identity].add(path.name)
+            found.left_out.setdefault((path.parent, _MET_BEFORE), []).append(path)
         return
     try:
         if not (named or expected) and not (os.path.isfile(path) and path.stat().st_size):
@@ -142,10 +152,10 @@ def _take_file(path: Path, found: _Found, named: bool) -> Iterator[Problem]:
                 )
             return
         _add(path, content, found, named)
-        found.seen |= {identity} - {None}
+        found.remember(path, identity)
         found.met += 1
     except (UserError, OSError) as error:
-        found.seen |= {identity} - {None}  # told of once, however many inputs name it
+        found.remember(path, identity)  # told of once, however many inputs name it
         unread = f"Cannot read {one_line(path)}: {getattr(error, 'strerror', None) or error}."
         yield Problem(one_line(path), str(error) if isinstance(error, UserError) else unread)
 

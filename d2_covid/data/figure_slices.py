@@ -41,7 +41,8 @@ class PickedSlice:
         return self.mask_file is not None
 
     def truth(self, shape: tuple[int, int]) -> np.ndarray | None:
-        """(H, W) ``uint8`` in CNCB's values: the mask file as it is, else the lesions; None without either.
+        """(H, W) ``uint8`` in CNCB's values: the mask file as it is, else the lesions (crowd regions are
+        none); None without either.
 
         Raises:
             UserError: the mask can't be read, or mask or lesions have another size than the image.
@@ -55,6 +56,8 @@ class PickedSlice:
             return None
         values = np.zeros(shape, np.uint8)
         for annotation in self.annotations:
+            if annotation.get("iscrowd"):
+                continue  # no lesion: training and evaluation pass over it too
             height, width = annotation["segmentation"]["size"]
             check_size({"file_name": self.file, "height": height, "width": width}, *shape)
             # By number: a data set of one's own may have other names for the two.

@@ -27,7 +27,7 @@ MAX_DEFLATE_RATIO = 1032
 # A file's own header, inflated or not.
 MAX_HEADER_BYTES = 2**26
 
-_QUOTED = re.compile(r"""(?<!\w)(['"]).*?\1(?!\w)""")
+_QUOTED = re.compile(r"""(?<!\w)b?(['"]).*?\1(?!\w)""")
 _READERS = ("pydicom", "pydicom.pixels", "openjpeg", "openjpeg.decode", "libjpeg", "nibabel", "nibabel.global", "PIL")
 
 

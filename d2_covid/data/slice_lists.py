@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from ..errors import UserError
+from .patient_ids import stated_id
 
 IMAGE_CLASSES = ("control", "common pneumonia", "COVID-19")
 """The paper's classes; COVIDx-CT numbers them the same way."""
@@ -142,7 +143,7 @@ def read_list(
     * COVIDx-CT: ``file class [xmin ymin xmax ymax]``. The box of the body isn't used: the paper takes whole slices.
     * the paper's list: ``file``, whose name begins with the class (``0_1728_1013_0023.png``).
     * CSV with a header, in any case: ``file,label`` and, if known, ``patient_id``, ``scan_id`` and ``split``; other
-      columns are passed over.
+      columns are passed over. Ids are taken as :func:`.patient_ids.stated_id` does.
 
     Args:
         on_error: called with what is wrong with a line, which is left out then if this returns.
@@ -249,8 +250,8 @@ def _csv_entry(values: dict[str, str], line: int, where: str, image_classes: Seq
     return ListedSlice(
         values["file"].replace("\\", "/"),
         _class(values["label"], image_classes, where),
-        values.get("patient_id", ""),
-        values.get("scan_id", ""),
+        stated_id(values.get("patient_id")),
+        stated_id(values.get("scan_id")),
         values.get("split", ""),
         line,
     )

@@ -3,9 +3,9 @@
 import functools
 import gzip
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Callable, Literal
+from typing import Any, Callable, Literal, Mapping
 
 import numpy as np
 
@@ -30,8 +30,15 @@ VOLUME_SUFFIXES = (".nii", ".nii.gz", ".mha", ".mhd", ".nrrd", ".nhdr")
 _NIFTI_HEADER_BYTES = 540  # NIfTI-2's; NIfTI-1 has 348
 _TEXT_HEADER_BYTES = 2**16
 _NUMBER_KINDS = "iuf"
+_UNORIENTED = "its header says nothing on orientation; left and right may be swapped."
 # Where MetaImage and NRRD headers have it.
 _SPACING_FIELDS = ("elementspacing", "elementsize", "spacings", "space directions")
+# Where MetaImage has the directions of its axes, by three names; what NRRD has is of the patient in these spaces only.
+_DIRECTION_FIELDS = ("transformmatrix", "rotation", "orientation")
+_ANATOMICAL_SPACE = re.compile(r"(R|L)AS|LPS|(right|left)-anterior-superior|left-posterior-superior", re.IGNORECASE)
+# Where NIfTI has the place of its voxels, twice.
+_PLACE_FIELDS = ("pixdim", "qform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z",
+                 "sform_code", "srow_x", "srow_y", "srow_z")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -46,6 +53,7 @@ class _Volume:
     scale: tuple[float, float] | None
     warnings: tuple[str, ...] = ()
     oriented: bool = True
+    nifti_place: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 def read_volume(path: str | Path, form: VolumeFormat, identifier: str, assume_window: bool = False) -> Series:
@@ -81,6 +89,7 @@ def read_volume(path: str | Path, form: VolumeFormat, identifier: str, assume_wi
         assume_window=assume_window,
         warnings=volume.warnings,
         oriented=volume.oriented,
+        nifti_place=volume.nifti_place,
     )
 
 
@@ -127,7 +136,8 @@ def _open_nifti(path: Path, size: int) -> _Volume:
     warnings = _flatness(path, len(header.get_data_shape()), geometry)
     oriented = bool(int(header["sform_code"]) or int(header["qform_code"]))
     if not oriented:
-        warnings += (f"{one_line(path)}: its header says nothing on orientation; left and right may be swapped.",)
+        warnings += (f"{one_line(path)}: {_UNORIENTED}",)
+    place = {name: np.array(header[name]) for name in _PLACE_FIELDS}
     slope, intercept = header.get_slope_inter()
     scale = None if slope is None or (slope, intercept or 0.0) == (1.0, 0.0) else (slope, intercept or 0.0)
 
@@ -138,7 +148,7 @@ def _open_nifti(path: Path, size: int) -> _Volume:
         count = shape[0] * shape[1] * dtype.itemsize
         return _bytes_to_array(_read_exactly(path, offset + index * count, count), 0, (shape[1], shape[0]), dtype)
 
-    return _Volume((path,), geometry, read, None if compressed else plane, scale, warnings, oriented)
+    return _Volume((path,), geometry, read, None if compressed else plane, scale, warnings, oriented, place)
 
 
 def _bytes_to_array(data: bytearray, offset: int, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
@@ -223,7 +233,10 @@ def _open_with_itk(path: Path, form: VolumeFormat, size: int) -> _Volume:
             f"{one_line(path)}: no spacing in its header, or not of every axis; lengths, areas and volumes take 1 mm "
             "where there is none.",
         )
-    return _Volume(files, geometry, read, None, None, warnings)
+    oriented = _has_orientation(fields)
+    if not oriented:
+        warnings += (f"{one_line(path)}: {_UNORIENTED}",)
+    return _Volume(files, geometry, read, None, None, warnings, oriented)
 
 
 def _text_header(path: Path) -> dict[str, str]:
@@ -246,6 +259,13 @@ def _has_spacing(fields: dict[str, str]) -> bool:
     stated = next((fields[name] for name in _SPACING_FIELDS if fields.get(name)), "")
     axes = re.findall(r"\([^)]*\)|[^\s()]+", stated)[:3]
     return bool(axes) and not any(re.search("nan|none", axis, re.IGNORECASE) for axis in axes)
+
+
+def _has_orientation(fields: dict[str, str]) -> bool:
+    """Whether a header gives the directions of its axes in the patient."""
+    if _ANATOMICAL_SPACE.match(fields.get("space", "")):
+        return "(" in fields.get("space directions", "")
+    return any(fields.get(name) for name in _DIRECTION_FIELDS)
 
 
 def _is_raw(fields: dict[str, str]) -> bool:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Callable, Literal, Sequence
+from typing import Callable, Literal, Mapping, Sequence
 
 import numpy as np
 
@@ -54,7 +54,8 @@ class Series:
         modality: ``"CT"`` where the input says so.
         warnings: one line each.
         instances: for DICOM, the object behind each slice of the *source* grid.
-        oriented: False for a volume whose file says nothing on orientation; the geometry is then a guess.
+        oriented: False where the files say nothing on orientation; left and right in the geometry are a guess then.
+        nifti_place: of a NIfTI volume, the fields of its header that place it, as they stand, for masks beside it.
     """
 
     identifier: str
@@ -68,6 +69,7 @@ class Series:
     warnings: tuple[str, ...] = ()
     instances: tuple[SourceInstance, ...] = ()
     oriented: bool = True
+    nifti_place: Mapping[str, np.ndarray] = field(default_factory=dict, repr=False)
 
     @property
     def hounsfield(self) -> bool:

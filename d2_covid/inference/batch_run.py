@@ -2,7 +2,7 @@
 
 import time
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Callable, Mapping, Sequence
 
@@ -188,7 +188,9 @@ class BatchRun:
         self._entries.append(entry)
 
     def _predict(self, series: Series, sources: list[str], folder: Path, key: str, entry: dict[str, Any]) -> SummaryRow:
-        tags = read_tags(series, self.options.keep_tags)
+        unread: list[str] = []
+        tags = read_tags(series, self.options.keep_tags, unread.append)
+        series = replace(series, warnings=(*series.warnings, *unread))
         share, before = 1.0 / series.num_slices, slices_of_result(folder)
         with whole_folder(folder) as part:
             draw = overlay_writer(part, self.predictor) if "overlays" in self.save else None

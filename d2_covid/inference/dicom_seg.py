@@ -12,6 +12,7 @@ from .. import __version__
 from ..data.files import atomic_write
 from ..data.limits import one_line, reading
 from ..data.volumes import Series
+from ..errors import UserError
 from .kept_tags import PATIENT_AND_STUDY
 from .mask_files import MaskOfSlice, source_planes
 
@@ -60,7 +61,7 @@ def write_dicom_seg(
         tags: as from :func:`.kept_tags.read_tags`; those among ``PATIENT_AND_STUDY`` are carried over.
 
     Returns:
-        None, or why there is no such file: no lesion, or headers that a segmentation can't refer to.
+        None, or why there is no such file: no lesion, or headers that can't be referred to, or hold what can't be read.
 
     Raises:
         UserError: a source can't be read any more, or the file can't be written.
@@ -154,27 +155,41 @@ def _sources(series: Series, planes: Mapping[int, np.ndarray], kept: Collection[
 
 
 def _header(path: Path, kept: Collection[str]) -> Any:
+    """The header of an instance, with no more of the patient than ``kept``.
+
+    Raises:
+        UserError: the file can't be read any more.
+        ValueError: it holds a value that can't be read.
+    """
     import pydicom
 
     with reading(path):
         dataset = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=[*_NEEDED, *kept], force=True)
-        for group in (*dataset.get("SharedFunctionalGroupsSequence", ()),
-                      *dataset.get("PerFrameFunctionalGroupsSequence", ())):  # fmt: skip
-            for element in list(group):
-                if element.keyword not in _FRAME_GROUPS:
-                    del group[element.tag]
-                else:
-                    _strip(element.value)
-        for name in ("DimensionOrganizationSequence", "DimensionIndexSequence"):
-            _strip(dataset.get(name, ()))
-        for keyword in _EMPTY:
-            if keyword not in kept or keyword not in dataset:
-                setattr(dataset, keyword, None)
-        dataset.setdefault("SliceThickness", None)  # may be empty; highdicom asks for it
-        # highdicom refuses character sets that are valid, or nearly so; all text fits into UTF-8.
-        dataset.decode()
-        dataset.SpecificCharacterSet = "ISO_IR 192"
+    try:
+        with reading(path):
+            _make_bare(dataset, kept)
+    except UserError as error:  # no reason to lose the series; what it quotes may be of the patient
+        raise ValueError(f"{path.name} holds a value that can't be read") from error
     return dataset
+
+
+def _make_bare(dataset: Any, kept: Collection[str]) -> None:
+    for group in (*dataset.get("SharedFunctionalGroupsSequence", ()),
+                  *dataset.get("PerFrameFunctionalGroupsSequence", ())):  # fmt: skip
+        for element in list(group):
+            if element.keyword not in _FRAME_GROUPS:
+                del group[element.tag]
+            else:
+                _strip(element.value)
+    for name in ("DimensionOrganizationSequence", "DimensionIndexSequence"):
+        _strip(dataset.get(name, ()))
+    for keyword in _EMPTY:
+        if keyword not in kept or keyword not in dataset:
+            setattr(dataset, keyword, None)
+    dataset.setdefault("SliceThickness", None)  # may be empty; highdicom asks for it
+    # highdicom refuses character sets that are valid, or nearly so; all text fits into UTF-8.
+    dataset.decode()
+    dataset.SpecificCharacterSet = "ISO_IR 192"
 
 
 def _strip(items: Iterable[Any]) -> None:

@@ -1,6 +1,6 @@
 """Header fields that the user asks to keep. Without asking, only UIDs and geometry of a DICOM header go out."""
 
-from typing import Sequence
+from typing import Callable, Sequence
 
 from ..data.limits import one_line, reading, require
 from ..data.volumes import Series
@@ -37,9 +37,14 @@ def check_keywords(keywords: Sequence[str]) -> None:
             raise UserError(f"--keep-tags {keyword} is a sequence or binary; only single values can be kept.")
 
 
-def read_tags(series: Series, keywords: Sequence[str]) -> dict[str, str]:
+def read_tags(
+    series: Series, keywords: Sequence[str], on_unread: Callable[[str], None] = lambda message: None
+) -> dict[str, str]:
     """Values of header fields of a series' first file, each as one line, several as DICOM joins them by a backslash;
     those that it lacks are left out.
+
+    Args:
+        on_unread: called with a line for a value that can't be read, which is left out.
 
     Raises:
         UserError: the file can't be read any more.
@@ -49,10 +54,15 @@ def read_tags(series: Series, keywords: Sequence[str]) -> dict[str, str]:
     import pydicom
 
     path = series.source_files[0]
+    values: dict[str, str] = {}
     with reading(path):
         dataset = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(keywords), force=True)
-        values = {keyword: _joined(dataset.get(keyword)) for keyword in keywords}
-        return {keyword: one_line(value) for keyword, value in values.items() if value}
+        for keyword in keywords:
+            try:
+                values[keyword] = _joined(dataset.get(keyword))
+            except Exception:  # pydicom raises every kind on a value that is none of its type
+                on_unread(f"{one_line(path)}: what {keyword} holds there is no value of its type; it is not kept.")
+    return {keyword: one_line(value) for keyword, value in values.items() if value}
 
 
 def _joined(value: object) -> str:

@@ -2,7 +2,7 @@
 
 import gzip
 from pathlib import Path
-from typing import Callable, Iterator, Sequence
+from typing import Any, Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -46,7 +46,9 @@ def lung_mask_of(result: SeriesResult) -> MaskOfSlice:
 
 
 def write_nifti(path: str | Path, series: Series, mask_of: MaskOfSlice) -> None:
-    """Write masks as gzipped NIfTI with the shape and affine of the input's own grid; with none where that has none.
+    """Write masks as gzipped NIfTI with the shape and affine of the input's own grid.
+
+    Beside a NIfTI they lie where its header says, in the same fields; nowhere, where that says nothing.
 
     Raises:
         UserError: the file can't be written.
@@ -58,15 +60,14 @@ def write_nifti(path: str | Path, series: Series, mask_of: MaskOfSlice) -> None:
     header = (nibabel.Nifti2Header if large else nibabel.Nifti1Header)()
     header.set_data_dtype(np.uint8)
     header.set_data_shape(columns_rows_slices)
-    affine = series.source_affine_ras
-    edges = np.linalg.norm(affine[:3, :3], axis=0)
-    header.set_zooms(edges)
-    if series.oriented:  # else programs differ in their guess, and are to make the same of scan and mask
-        header.set_sform(affine, code="scanner")
-        directions = affine[:3, :3] / edges
-        # A quaternion can't hold the shear of a tilted gantry.
-        if np.allclose(directions.T @ directions, np.eye(3), atol=1e-4):
-            header.set_qform(affine, code="scanner")
+    # Programs differ in which of NIfTI's two places they go by, and are to make the same of scan and mask.
+    if series.nifti_place:
+        fields = dict(series.nifti_place)
+        header["pixdim"][:4] = fields.pop("pixdim")[:4]
+        for name, value in fields.items():
+            header[name] = value
+    else:
+        _place(header, series.source_affine_ras)
     header.set_xyzt_units("mm")
     header["descrip"] = b"d2_covid, research use only"
     # After the header come four bytes that say that no extension follows; nibabel writes them.
@@ -76,6 +77,17 @@ def write_nifti(path: str | Path, series: Series, mask_of: MaskOfSlice) -> None:
         header.write_to(packed)
         for plane in source_planes(series, mask_of):
             packed.write(np.ascontiguousarray(plane, dtype=np.uint8).tobytes())
+
+
+def _place(header: Any, affine: np.ndarray) -> None:
+    """Set both places of a NIfTI header to one affine, (4, 4) to RAS in mm."""
+    edges = np.linalg.norm(affine[:3, :3], axis=0)
+    header.set_zooms(edges)
+    header.set_sform(affine, code="scanner")
+    directions = affine[:3, :3] / edges
+    # A quaternion can't hold the shear of a tilted gantry.
+    if np.allclose(directions.T @ directions, np.eye(3), atol=1e-4):
+        header.set_qform(affine, code="scanner")
 
 
 def _none(series: Series) -> Geometry:

@@ -32,7 +32,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("inputs", nargs="+", metavar="INPUT", help="image, DICOM file, volume, folder or glob")
     parser.add_argument("-o", "--output", required=True, metavar="OUT", type=Path, help="folder for the results")
     parser.add_argument(
-        "--model", metavar="NAME|CONFIG", help="name of a config, or a yaml file; default: what the weights say"
+        "--model",
+        metavar="NAME|CONFIG",
+        help="name of a config, or a yaml file; or, without --weights, name of a shipped model; default: what the "
+        "weights say",
     )
     parser.add_argument(
         "--weights",

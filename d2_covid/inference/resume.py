@@ -12,7 +12,7 @@ from .predictions_json import SCHEMA_VERSION
 from .predictor import Predictor
 from .summary_table import SummaryRow
 
-EDITION = 3
+EDITION = 4
 """Raised when the same files, model and options come to other figures: earlier results are then no longer whole."""
 
 

@@ -126,7 +126,8 @@ def _lacking(result: Mapping[str, Any]) -> str:
 
 
 def find_slices(folder: str | Path) -> list[Path]:
-    """Image files in a folder and the folders below it, in natural order.
+    """Image files in a folder and the folders below it, in natural order; none that is hidden, or that storage devices
+    add (``@eaDir``).
 
     Raises:
         UserError: no such folder, or no image in it.
@@ -134,7 +135,13 @@ def find_slices(folder: str | Path) -> list[Path]:
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; give one with images in it.")
-    found = [p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()]
+    found = [
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in IMAGE_SUFFIXES
+        and not any(part.startswith((".", "@")) for part in path.relative_to(folder).parts)
+        and path.is_file()
+    ]
     if not found:
         raise UserError(f"{folder} holds no image ({', '.join(IMAGE_SUFFIXES)}).")
     return sorted(found, key=lambda path: natural_key(path.as_posix()))

@@ -67,6 +67,7 @@ def write_report(
         measures=measure_rows(result),
         lesions=lesion_rows(result, positions),
         classes=class_rows(result, positions),
+        oriented=series.geometry is not None and series.oriented,
         deciding=deciding_slices(result, positions, predictor.lesion_classes),
         load=load_chart(result.slices, predictor.lesion_classes),
         scores=score_chart(result.slices, predictor.image_classes),

@@ -182,13 +182,13 @@ def test_uncompressed_run_length_codes(user_json):
     assert isinstance(rle["counts"], str) and mask_util.decode(rle)[3:8, 2].sum() == 5
 
 
-@pytest.mark.parametrize("patient", [None, "", " ", float("nan")])
+@pytest.mark.parametrize("patient", [None, "", " ", float("nan"), float("inf"), "NA", "nan", "null"])
 def test_a_patient_that_is_null_nan_or_blank_is_none(user_json, patient):
     images = [{"id": 2, "file_name": "ann/p7/b.png", "height": 10, "width": 20, "patient_id": patient}]
     assert load_lesion_json(user_json(images=images)[0]).dicts[0]["patient_id"] == "p7"
 
 
-@pytest.mark.parametrize("patient", [12, 12.0, "12"])
+@pytest.mark.parametrize("patient", [12, 12.0, "12", "12.0"])
 def test_a_patient_is_the_same_however_its_number_is_written(user_json, patient):
     # A table's column of whole numbers turns to floats where some are missing.
     images = [{"id": 2, "file_name": "ann/p7/b.png", "height": 10, "width": 20, "patient_id": patient}]

@@ -60,6 +60,11 @@ def test_uneven_places_are_those_of_the_segmentation(scans, tmp_path, zs, counte
     warned(series, counted, f"; {_AVERAGE}.")
 
 
+def test_left_and_right_are_known_where_positions_are(scans, tmp_path):
+    assert one_series(scans.dicom_series(tmp_path / "placed", scans.body(3))).oriented
+    assert not unplaced_series(scans, tmp_path / "unplaced", [0.0, 2.0, 4.0]).oriented
+
+
 def test_uneven_locations_have_no_segmentation(scans, tmp_path):
     """It needs positions."""
     series = unplaced_series(scans, tmp_path, [0.0, 2.0, 4.0, 8.0, 10.0])

@@ -185,6 +185,26 @@ def test_renamed_files_are_told_by_content(scans, tmp_path):
     assert sorted(s.kind for s in series) == ["dicom", "images", "volume", "volume", "volume"]
 
 
+def test_other_names_of_one_file_are_read_once_and_said(scans, tmp_path):
+    """A folder of a thousand links to ten slices has ten; nobody is to take it for a thousand."""
+    root = tmp_path / "root"
+    for number in (1, 2):
+        _png(root / "pictures" / f"{number}.png", number)
+    os.link(root / "pictures" / "1.png", root / "pictures" / "3.png")
+    (root / "pictures" / "4.png").symlink_to(root / "pictures" / "2.png")
+    (root / "again").mkdir()
+    (root / "again" / "1.png").symlink_to(root / "pictures" / "1.png")  # the same name: one file, in two places
+    scans.nifti(root / "a.nii.gz", scans.body())
+    os.link(root / "a.nii.gz", root / "b.nii.gz")
+    for inputs in ([root], [root, root / "pictures", root / "**"]):
+        series, problems = _split(inputs)
+        assert sum(one.num_slices for one in series) == 8 + 2
+        said = {os.path.basename(one.path): one.message for one in problems}
+        assert len(problems) == 2 and not any(one.failed for one in problems)
+        assert "each file is read once (2 files, the first 3.png)" in said["pictures"]
+        assert "another name of a file that was met before" in said["root"] and "(b.nii.gz)" in said["root"]
+
+
 def test_symlinks_are_followed_and_loops_are_not(scans, tmp_path):
     scans.dicom_series(tmp_path / "elsewhere", scans.body())
     root = tmp_path / "root"

@@ -87,6 +87,21 @@ def test_columns_of_a_csv_in_any_case(write, header, patient):
 
 
 @pytest.mark.parametrize(
+    "written, known", [("12.0", "12"), ("7", "7"), ("p.0", "p.0"), ("12.50", "12.50"), ("0012.00", "0012")]
+)
+def test_a_patient_is_the_same_however_its_number_is_written(write, written, known):
+    # A table's column of whole numbers turns to floats where some are missing.
+    (found,) = read_list(write(f"file,label,patient_id,scan_id\nx.png,1,{written},{written}\n"))
+    assert (found.patient_id, found.scan_id) == (known, known)
+
+
+@pytest.mark.parametrize("written", ["", " ", "NA", "nan", "NaN", "None", "null", "N/A", "<NA>"])
+def test_a_patient_that_is_missing_in_a_table_is_nobody(write, written):
+    (found,) = read_list(write(f"file,label,patient_id\nx.png,1,{written}\n"))
+    assert found.patient_id == ""
+
+
+@pytest.mark.parametrize(
     "label, classes, number",
     [
         ("2", IMAGE_CLASSES, 2),

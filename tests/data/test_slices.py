@@ -174,6 +174,17 @@ def test_checks_across_sets(tmp_path, catalog):
     assert [(d["image_id"], d["patient_id"]) for d in train_slices(cfg)] == [(0, "p1"), (1, "p2"), (2, "p3"), (3, "p5")]
 
 
+def test_no_patient_in_two_lists_that_write_its_number_in_two_ways(tmp_path, catalog):
+    """pandas writes 12.0 where another patient of the column is missing; those that are make none together."""
+    lines = ["file,label,patient_id", "a.png,0,12", "b.png,1,13", "c.png,2,NA"]
+    register_slices("whole_numbers", *make(tmp_path, lines))
+    register_slices("floats", *make(tmp_path, ["file,label,patient_id", "d.png,0,12.0", "e.png,0,"], name="floats.csv"))
+    register_slices("missing", *make(tmp_path, ["file,label,patient_id", "f.png,0,NA"], name="missing.csv"))
+    with pytest.raises(UserError, match=r"Patient 12 in both DATASETS.TRAIN \(whole_numbers\) and"):
+        check_slice_datasets(config("whole_numbers", "floats"))
+    check_slice_datasets(config("whole_numbers", "missing"))
+
+
 @pytest.mark.parametrize("lists, refused", [(".", True), ("lists/{}", False)])
 def test_patients_of_lists_with_image_folders_of_their_own(tmp_path, catalog, monkeypatch, caplog, lists, refused):
     monkeypatch.chdir(tmp_path)

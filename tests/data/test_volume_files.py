@@ -89,11 +89,9 @@ def test_nifti_affine_is_the_inputs_own(scans, tmp_path, suffix):
 
 def test_nifti_scale_is_applied(scans, tmp_path):
     volume = scans.body().astype(np.float64)
-    path = scans.nifti(tmp_path / "scan.nii", (volume + 1024).astype(np.int16))
-    image = nibabel.load(path)
-    image.header["scl_slope"], image.header["scl_inter"] = 1, -1024
+    path = scans.nifti(tmp_path / "scan.nii", ((volume + 1024) * 2).astype(np.int16))
     data = bytearray(path.read_bytes())
-    data[112:120] = np.array([1, -1024], "<f4").tobytes()
+    data[112:120] = np.array([0.5, -1024], "<f4").tobytes()
     path.write_bytes(data)
     np.testing.assert_array_equal(_read(path).slice(3), volume[3])
 
@@ -300,26 +298,39 @@ def test_a_reader_that_hangs_is_stopped_and_replaced(scans, tmp_path, monkeypatc
 
 META = "ObjectType = Image\nNDims = 3\nDimSize = 48 40 8\n{}ElementType = MET_SHORT\nElementDataFile = LOCAL\n"
 NRRD = "NRRD0004\ntype: short\ndimension: 3\nsizes: 48 40 8\nendian: little\nencoding: raw\n{}\n"
+VECTORS = "space directions: (0.8,0,0) (0, 1, 0) (0,0,2)\n"
+# A header, its spacing as read, and which warnings there are: of no spacing, of no orientation.
 SPACINGS = {
-    "none": (META, "", (1, 1, 1), True),
-    "MetaImage": (META, "ElementSpacing = 0.8 1 2\n", (2, 1, 0.8), False),
-    "element size": (META, "ElementSize = 0.8 1 2\n", (2, 1, 0.8), False),
-    "none in NRRD": (NRRD, "", (1, 1, 1), True),
-    "unknown": (NRRD, "spacings: nan nan nan\n", (1, 1, 1), True),
-    "unknown step": (NRRD, "spacings: 0.8 1 nan\n", (1, 1, 0.8), True),
-    "NRRD": (NRRD, "spacings: 0.8 1 2\n", (2, 1, 0.8), False),
-    "vectors": (NRRD, "space: LPS\nspace directions: (0.8,0,0) (0, 1, 0) (0,0,2)\n", (2, 1, 0.8), False),
+    "none": (META, "", (1, 1, 1), "so"),
+    "MetaImage": (META, "ElementSpacing = 0.8 1 2\n", (2, 1, 0.8), "o"),
+    "element size": (META, "ElementSize = 0.8 1 2\n", (2, 1, 0.8), "o"),
+    "matrix": (META, "TransformMatrix = 1 0 0 0 1 0 0 0 1\nElementSpacing = 0.8 1 2\n", (2, 1, 0.8), ""),
+    "none in NRRD": (NRRD, "", (1, 1, 1), "so"),
+    "unknown": (NRRD, "spacings: nan nan nan\n", (1, 1, 1), "so"),
+    "unknown step": (NRRD, "spacings: 0.8 1 nan\n", (1, 1, 0.8), "so"),
+    "NRRD": (NRRD, "spacings: 0.8 1 2\n", (2, 1, 0.8), "o"),
+    "vectors": (NRRD, f"space: LPS\n{VECTORS}", (2, 1, 0.8), ""),
+    "named in full": (NRRD, f"space: right-anterior-superior\n{VECTORS}", (2, 1, 0.8), ""),
+    "vectors of no body": (NRRD, f"space dimension: 3\n{VECTORS}", (2, 1, 0.8), "o"),
 }
 
 
 @pytest.mark.parametrize("case", SPACINGS)
-def test_a_text_header_without_spacing_is_said(scans, tmp_path, case):
+def test_a_text_header_without_spacing_or_orientation_is_said(scans, tmp_path, case):
     header, spacing, expected, said = SPACINGS[case]
     path = tmp_path / ("scan.mha" if header is META else "scan.nrrd")
     path.write_bytes(header.format(spacing).encode() + scans.body().tobytes())
     series = _read(path)
     assert series.spacing == pytest.approx(expected)
-    assert ["no spacing in its header" in warning for warning in series.warnings] == [True] * said
+    words = {"s": "no spacing in its header", "o": "says nothing on orientation; left and right may be swapped"}
+    told = zip(said, series.warnings, strict=True)
+    assert all(words[letter] in warning for letter, warning in told)
+    assert series.oriented == ("o" not in said)
+
+
+@pytest.mark.parametrize("suffix", FORMS)
+def test_left_and_right_of_files_that_tell_are_known(scans, tmp_path, suffix):
+    assert _read(_write(scans, tmp_path / f"scan{suffix}", scans.body())).oriented
 
 
 @pytest.mark.parametrize("suffix", [".nii", ".mha", ".nrrd"])
@@ -328,5 +339,6 @@ def test_a_file_of_two_dimensions_has_no_spacing_of_slices(scans, tmp_path, suff
     image.SetSpacing((0.8, 1.0))
     SimpleITK.WriteImage(image, str(tmp_path / f"slice{suffix}"))
     series = _read(tmp_path / f"slice{suffix}")
-    assert series.spacing == pytest.approx((1, 1, 0.8)) and len(series.warnings) == 1
-    assert "two-dimensional" in series.warnings[0] and "1 mm a slice" in series.warnings[0]
+    assert series.spacing == pytest.approx((1, 1, 0.8))
+    (warning,) = [warning for warning in series.warnings if "on orientation" not in warning]
+    assert "two-dimensional" in warning and "1 mm a slice" in warning

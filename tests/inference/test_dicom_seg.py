@@ -51,3 +51,22 @@ def test_a_segmentation_that_cannot_be_encoded_costs_itself_only(write, monkeypa
     monkeypatch.setattr(highdicom.seg.Segmentation, "save_as", refuse)
     path, left_out = write("out")
     assert str(error) in left_out["dicom-seg"] and not path.exists() and (path.parent / "predictions.json").is_file()
+
+
+@pytest.mark.parametrize("kept, label", [(slice(0, 1), "GGO"), (slice(1, 2), "consolidation")])
+def test_a_class_that_is_found_alone_is_the_first_segment(kept, label, write, known, monkeypatch, tmp_path):
+    plain = type(known.model).forward
+
+    def some(self, records):
+        return [{"instances": output["instances"][kept]} for output in plain(self, records)]
+
+    monkeypatch.setattr(type(known.model), "forward", some)
+    path, left_out = write("out")
+    segmentation = highdicom.seg.segread(path)
+    assert left_out == {}
+    assert [(one.SegmentNumber, one.SegmentLabel) for one in segmentation.SegmentSequence] == [(1, label)]
+    for source in map(pydicom.dcmread, (tmp_path / "scan").iterdir()):
+        values = source.pixel_array.astype(int) - 1024
+        expected = values == 700 if label == "consolidation" else (values <= -850) & (values > -860)
+        (plane,) = segmentation.get_pixels_by_source_instance([source.SOPInstanceUID], combine_segments=True)
+        assert expected.any() and ((plane == 1) == expected).all()

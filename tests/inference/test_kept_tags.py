@@ -76,3 +76,22 @@ def test_patient_and_study_go_into_the_segmentation_in_their_own_types_and_lette
 def test_a_segmentation_takes_text_of_any_character_set(character_set, name, keep):
     tags, segmentation, left_out = keep(["PatientName"], SpecificCharacterSet=character_set, PatientName=name)
     assert left_out == {} and tags == {"PatientName": name} and str(segmentation.PatientName) == name
+
+
+@pytest.mark.parametrize("bad, kept", [(0, {"PatientID": "test"}), (1, {"PatientID": "test", "PregnancyStatus": "4"})])
+def test_a_value_that_can_not_be_read_costs_no_other_output(bad, kept, known, scans, tmp_path):
+    """In the first file it isn't kept; in another, there is no segmentation."""
+    scans.dicom_series(tmp_path / "scan", scans.body(3), PregnancyStatus=4)
+    (series,) = discover([tmp_path / "scan"])
+    scans.spoil_number(series.source_files[bad], "PregnancyStatus")
+    said = []
+    tags = read_tags(series, ["PatientID", "PregnancyStatus"], said.append)
+    assert tags == kept and [f"{series.source_files[0]}: what PregnancyStatus holds" in line for line in said] == (
+        [True] if bad == 0 else []
+    )
+    (tmp_path / "out").mkdir()
+    left_out = write_outputs(tmp_path / "out", known.series(series), series, known, ("json", "dicom-seg"), tags)
+    assert (tmp_path / "out" / "predictions.json").is_file()
+    assert (tmp_path / "out" / "lesions.seg.dcm").is_file() == (bad == 0)
+    assert list(left_out) == ([] if bad == 0 else ["dicom-seg"])
+    assert bad == 0 or "headers do not allow it" in left_out["dicom-seg"]

@@ -8,6 +8,7 @@ import os
 
 from d2_covid.data import files
 from d2_covid.data.discovery import discover
+from d2_covid.data.geometry import flip_lps_ras
 from d2_covid.data.volumes import series_from_array
 from d2_covid.errors import UserError
 from d2_covid.inference.kept_tags import check_keywords, read_tags
@@ -114,6 +115,29 @@ def test_nifti_affine_is_the_inputs_own(known, scans, tmp_path):
     source, mask = nibabel.load(path), nibabel.load(tmp_path / "out" / "lesions.nii.gz")
     assert np.array_equal(mask.affine.astype(np.float32), source.affine.astype(np.float32))
     assert mask.header.get_xyzt_units()[0] == "mm" and "research use only" in str(mask.header["descrip"])
+
+
+@pytest.mark.parametrize("form, order", [(nibabel.Nifti1Image, "<"), (nibabel.Nifti2Image, ">")])
+@pytest.mark.parametrize("shear", [0.0, 0.3])
+def test_masks_of_a_nifti_of_two_places_have_both(shear, form, order, known, scans, tmp_path):
+    """Programs differ in which of the two they go by; each must make the same of scan and mask."""
+    image = form(scans.body(SLICES).T, None, form.header_class(endianness=order))
+    qform, sform = np.diag([-0.8, -1.0, 2.0, 1.0]), flip_lps_ras(_oblique())
+    sform[0, 1] += shear
+    image.set_qform(qform, 1)
+    image.set_sform(sform, 2)
+    nibabel.save(image, tmp_path / "scan.nii.gz")
+    _write(known, tmp_path / "scan.nii.gz", tmp_path / "out", ("nifti",))
+    paths = [tmp_path / name for name in ("scan.nii.gz", "out/lesions.nii.gz", "out/lung.nii.gz")]
+    for one in map(nibabel.load, paths):
+        for found, code, expected in ((one.get_qform, 1, qform), (one.get_sform, 2, sform)):
+            assert found(coded=True)[1] == code
+            np.testing.assert_allclose(found(), expected, atol=1e-4)
+    if form is nibabel.Nifti1Image:
+        scan, *masks = (SimpleITK.ReadImage(str(path)) for path in paths)
+        for mask in masks:
+            for fact in ("GetOrigin", "GetSpacing", "GetDirection"):
+                assert np.allclose(getattr(mask, fact)(), getattr(scan, fact)(), atol=1e-4), fact
 
 
 def test_the_same_masks_are_the_same_bytes(known, scans, tmp_path):

@@ -10,6 +10,8 @@ from pathlib import Path
 import d2_covid_entry
 from d2_covid.cli import main
 from d2_covid.data import files
+from d2_covid.data.lung import lung_masks
+from d2_covid.data.volumes import series_from_array
 from d2_covid.inference import predict_command, shipped
 from d2_covid.inference.batch_run import BatchOptions, BatchRun, Progress
 from d2_covid.inference.predictor import Predictor
@@ -150,6 +152,31 @@ def test_a_segmentation_that_is_missing_is_said(predict, scans, tmp_path, capsys
         assert predict(top, *options)[0] == 0
         lines = [line.split(": ") for line in capsys.readouterr().err.splitlines() if "dicom-seg" in line]
         assert [line[:3] for line in lines] == [["warning", name, "no dicom-seg"] for name in expected]
+
+
+def test_the_summary_has_the_numbers_of_the_voxels(predict, scans, tmp_path):
+    volume = scans.body(5)
+    lesions = (volume <= -850) & (volume > -860) | (volume == 700)
+    volume[2][lesions[2]] = -900  # a slice without
+    lesions[2] = False
+    scans.dicom_series(tmp_path / "in", volume, series="1.9")
+    row = _rows(predict(tmp_path / "in", "--save", "json")[1])["1.9"]
+    assert (row["slices"], row["slices_with_lesion"]) == ("5", "4")
+    assert float(row["lesion_ml"]) == pytest.approx(lesions.sum() * 2.0 * 1.0 * 0.8 / 1000, abs=6e-4)
+    lungs = np.stack(list(lung_masks(series_from_array(volume, (2.0, 1.0, 0.8)))))
+    assert float(row["lung_share_percent"]) == pytest.approx(100 * lesions.sum() / (lungs | lesions).sum(), abs=6e-4)
+
+
+def test_a_kept_value_that_can_not_be_read_is_said_and_costs_nothing_else(predict, scans, tmp_path, capsys):
+    scans.dicom_series(tmp_path / "in", scans.body(3), series="1.9", PregnancyStatus=4)
+    for path in (tmp_path / "in").iterdir():
+        scans.spoil_number(path, "PregnancyStatus")
+    keep = ("--keep-tags", "PatientID", "PregnancyStatus")
+    status, output = predict(tmp_path / "in", "--save", "json,dicom-seg", *keep)
+    assert status == 0 and (output / "1.9" / "lesions.seg.dcm").is_file()
+    assert capsys.readouterr().err.count("PregnancyStatus") == 1 == _warnings_of(output / "1.9", "PregnancyStatus")
+    found = json.loads((output / "1.9" / "predictions.json").read_text(encoding="utf-8"))
+    assert found["input"]["tags"] == {"PatientID": "test"}
 
 
 @pytest.mark.parametrize(

@@ -124,6 +124,14 @@ def test_slice_volume_and_files_agree(classifier, scans, tmp_path):
     assert [rule.rule for rule in by_volume.classes] == ["any_k", "top_k_mean", "mean"]
 
 
+def test_the_class_of_a_series_takes_as_many_slices_as_the_config_says(classifier, scans):
+    cfg = classifier.cfg.clone()
+    cfg.defrost()
+    cfg.TEST.PATIENT_K = 1
+    any_k, top, mean = Predictor(cfg, device="cpu").volume(scans.body(COUNT), SPACING).classes
+    assert (any_k.k, top.rule, top.k, len(top.deciding_slices), mean.k) == (1, "top_k_mean", 1, 1, None)
+
+
 def test_the_lung_of_hounsfield_units_is_found_by_them_whatever_the_spacing(classifier, scans):
     values = scans.body(1)[0]
     dense = np.where(values < -400, values + 600, values)  # no lung any more, but still the darkest

@@ -10,6 +10,8 @@ import re
 from pathlib import Path
 
 from d2_covid.cli import main
+from d2_covid.data.limits import reading
+from d2_covid.errors import UserError
 from d2_covid.inference import predict_command
 from d2_covid.inference.outputs import NEEDS
 
@@ -209,3 +211,10 @@ def test_text_in_images_is_not_carried_over(predict, tmp_path):
     pixels.save(tmp_path / "in" / "b.jpg", exif=exif, comment=b"ZQ00000004")
     status, contents = predict(tmp_path / "in")
     assert status == 0 and any(name.endswith("0001.png") for name in contents) and _leaks(contents) == {}
+
+
+@pytest.mark.parametrize("quoted", ["'ZQ00000001'", '"ZQ00000001"', "b'ZQ00000001'"])
+def test_what_a_reader_quotes_is_left_out(quoted):
+    with pytest.raises(UserError, match=r"a\.dcm is damaged or unreadable \(it can't take '\.\.\.' of length 10\)"):
+        with reading("a.dcm"):
+            raise ValueError(f"it can't take {quoted} of length 10")

@@ -36,6 +36,9 @@ def test_volume_share_and_lesions_of_a_known_body(known, scans):
     assert result.lung_volume_ml == pytest.approx(lungs * ml)
     both = sum(one.lung_and_lesions_area_px for one in result.slices)
     assert result.lesion_share_of_lung == pytest.approx((ggo.sum() + consolidation.sum()) / both)
+    facts = result_facts(result)
+    assert facts["lesion_share_of_lung"] == pytest.approx((ggo.sum() + consolidation.sum()) / both, abs=1e-6)
+    assert facts["lesion_volume_ml"] == pytest.approx((ggo.sum() + consolidation.sum()) * ml, abs=1e-4)
 
 
 def test_uneven_slices_count_with_their_own_extent(known, scans, tmp_path):

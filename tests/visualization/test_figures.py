@@ -165,6 +165,8 @@ def test_lesions_of_a_dataset_are_its_ground_truth(names):
     masks = np.zeros((2, 8, 8), bool)
     masks[0, :2], masks[1, 6:] = True, True
     annotations = [{"category_id": k, "segmentation": encode_mask(mask)} for k, mask in enumerate(masks)]
+    crowd = np.ones((8, 8), bool)
+    annotations.append({"category_id": 1, "segmentation": encode_mask(crowd), "iscrowd": 1})  # no lesion
     DatasetCatalog.register(name, lambda: [{"file_name": "a/1.png", "image_id": 1, "annotations": annotations}])
     MetadataCatalog.get(name).set(evaluator_type="lesion", thing_classes=list(names))
     try:

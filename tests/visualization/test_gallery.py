@@ -134,7 +134,9 @@ def test_samples_repeat_and_keep_the_order():
 
 
 def test_slices_are_found_below_a_folder_in_natural_order(tmp_path):
-    for name in ("b/10.png", "b/2.png", "a.JPG", "notes.txt"):
+    tmp_path = tmp_path / ".hidden"  # what is above the folder is the user's own
+    tmp_path.mkdir()
+    for name in ("b/10.png", "b/2.png", "a.JPG", "notes.txt", "b/._2.png", ".cache/1.png", "@eaDir/2.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     assert [p.relative_to(tmp_path).as_posix() for p in find_slices(tmp_path)] == ["a.JPG", "b/2.png", "b/10.png"]

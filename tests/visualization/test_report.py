@@ -100,8 +100,19 @@ def predicted(series, given, empty=False):
     return summary.finish({"read": 0.1, "model": 1.25})
 
 
-def make(scans, path, masks=True, classifier=True, loose=False, tags=None, name="a series", slices=SLICES, empty=False):
-    series = series_from_array(scans.body(slices), (2.0, 1.0, 0.8), identifier=name)
+def make(
+    scans,
+    path,
+    masks=True,
+    classifier=True,
+    loose=False,
+    tags=None,
+    name="a series",
+    slices=SLICES,
+    empty=False,
+    oriented=True,
+):
+    series = replace(series_from_array(scans.body(slices), (2.0, 1.0, 0.8), identifier=name), oriented=oriented)
     if loose:
         series = replace(series, geometry=None, kind="images", slice_names=tuple(f"im{k}.png" for k in range(slices)))
     given = predictor(masks, classifier)
@@ -205,6 +216,14 @@ def test_models_and_inputs_of_every_kind(masks, classifier, loose, scans, tmp_pa
     if loose:
         assert "Loose images have no place and no size in the patient." in page.text
         assert not masks or "pixels" in page.text
+
+
+@pytest.mark.parametrize("options, known", [({}, True), ({"loose": True}, False), ({"oriented": False}, False)])
+def test_left_and_right_are_marked_where_they_are_known(options, known, scans, tmp_path):
+    make(scans, tmp_path / "report.html", **options)
+    page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
+    marks = {attributes.get("title") for tag, attributes in page.tags if tag == "span"} - {None}
+    assert marks == ({"the patient's right", "the patient's left"} if known else set())
 
 
 def test_a_series_without_lesions(scans, tmp_path):

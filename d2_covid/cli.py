@@ -10,6 +10,7 @@ from detectron2.config import CfgNode
 
 from .config import get_config
 from .engine.children import ended_by_signals
+from .engine.cores import limit_threads
 from .errors import UserError
 
 _KEY = re.compile(r"([A-Z][A-Z0-9_]*)(\.[A-Z][A-Z0-9_]*)+")
@@ -17,13 +18,15 @@ _TOP_KEYS = ("CUDNN_BENCHMARK", "OUTPUT_DIR", "SEED", "VIS_PERIOD")
 
 
 def run_command(main: Callable[[], int | None]) -> int:
-    """Run ``main`` as a command: a :class:`UserError` becomes one line on stderr and exit status 2.
+    """Run ``main`` as a command, on no more threads than there are cores to use: a :class:`UserError` becomes one line
+    on stderr and exit status 2.
 
     A reader that closes the pipe early (``| head``), Ctrl-C, SIGTERM and a closed terminal end the command quietly, as
     they do others, once it has cleaned up.
     """
     try:
         with ended_by_signals():
+            limit_threads()
             return main() or 0
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -195,6 +195,12 @@ def test_a_command_that_is_ended_cleans_up_first(name, capsys):
     assert capsys.readouterr().err == "interrupted\n"
 
 
+def test_every_command_heeds_the_cores_that_it_may_use(monkeypatch):
+    said = []
+    monkeypatch.setattr("d2_covid.cli.limit_threads", lambda: said.append("limited"))
+    assert run_command(lambda: said.append("ran")) == 0 and said == ["limited", "ran"]
+
+
 def test_a_bug_keeps_its_traceback():
     with pytest.raises(ZeroDivisionError):
         run_command(lambda: 1 // 0)

@@ -9,7 +9,8 @@
 Prints tables, and leaves benchmark.md and benchmark.json, with every time of every round, in the output folder; of a
 GPU, benchmark-cuda.md and benchmark-cuda.json.
 
-Real CT is taken from $D2_COVID_REAL_DATA, or from ../shared/data beside the checkout; without either, phantoms.
+Real CT is taken from the folder $D2_COVID_REAL_DATA: radiopaedia/, in CNCB's layout, and ct_md/normal001/*.dcm. Where
+the variable is not set, phantoms are made.
 
 Exit status: 0 done, 1 a section failed (the report says why), 2 bad input.
 """
@@ -25,11 +26,10 @@ from pathlib import Path
 from typing import Sequence
 
 from d2_covid.benchmark.context import DEFAULT_MODEL, Bench, Settings, choose_weights
-from d2_covid.benchmark.inputs import Inputs, load_inputs, real_data_folder
+from d2_covid.benchmark.inputs import REAL_DATA, Inputs, load_inputs, real_data_folder
 from d2_covid.benchmark.machine import DTYPES, describe_machine, matmul_rate
 from d2_covid.benchmark.sections import PARTS, choose_parts, page_of, run_parts
 from d2_covid.cli import run_command
-from d2_covid.engine.cores import limit_threads
 from d2_covid.errors import UserError, check_choice
 from d2_covid.inference.model_source import choose_device
 
@@ -48,12 +48,13 @@ def build_parser() -> argparse.ArgumentParser:
         "--weights",
         default="auto",
         help="a checkpoint, the name of a shipped model, or 'seeded': random, spread so that much is found "
-        "(default: the shipped model of this shape, else seeded)",
+        "(default: seeded, unless a shipped model has the very shape of --model's config, as those of tuned configs do "
+        "not)",
     )
     parser.add_argument(
         "--device", default="auto", help="cpu, cuda, or auto (default): the CPU, and then the GPU where there is one"
     )
-    parser.add_argument("--threads", type=int, default=0, help="threads of PyTorch (default: its own choice)")
+    parser.add_argument("--threads", type=int, default=0, help="threads of PyTorch (default: as many as cores to use)")
     parser.add_argument("--dtype", default=",".join(DTYPES), help=f"of the fast path (default {','.join(DTYPES)})")
     parser.add_argument("--repeats", type=int, default=10, help="rounds of a timing, at most (default 10)")
     parser.add_argument("--phantoms", action="store_true", help="measure on phantoms even where there is real CT")
@@ -69,7 +70,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     devices = choose_devices(args.device)
     if args.repeats < 1 or args.threads < 0:
         raise UserError("--repeats takes 1 or more, and --threads 0 or more.")
-    limit_threads()
     if args.threads:
         torch.set_num_threads(args.threads)
     dtypes, only = ([one for one in given.split(",") if one] for given in (args.dtype, args.only))
@@ -98,7 +98,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         real = None if args.phantoms else real_data_folder()
         size = choose_weights(settings)[0].INPUT.MIN_SIZE_TEST
         inputs = load_inputs(work, real=real, slices=16 if args.quick else 64, phantom_size=size)
-        say(f"data: {inputs.origin}")
+        hint = "" if real or args.phantoms else f"; set ${REAL_DATA} for real CT"
+        say(f"data: {inputs.origin}{hint}")
         well = [
             measure(replace(settings, device=device, work=page_of(work, device)), inputs, chosen, args.output)
             for device, chosen in names.items()

@@ -26,10 +26,11 @@ from d2_covid.zoo.card import card_page
 from d2_covid.zoo.data import prepare_data
 from d2_covid.zoo.detectors import detector_rows
 from d2_covid.zoo.grids import CLASSIFIER_GRIDS, GRIDS, MODELS, Row, changed, final_weights, lesion_grid, phantom_row
+from d2_covid.zoo.machine import Machine
 from d2_covid.zoo.pack import best_record, pack
 from d2_covid.zoo.peers import read_peers
 from d2_covid.zoo.records import FINISHED, read_records
-from d2_covid.zoo.runner import Machine, Runner
+from d2_covid.zoo.runner import Runner
 from d2_covid.zoo.table import zoo_page
 
 CHECKOUT = Path(__file__).resolve().parent.parent

@@ -7,7 +7,8 @@
 
 The set is one that datasets/prepare_cncb.py made: annotations/merge_train.json is trained on, merge_val.json evaluated.
 The config gives anchors, thresholds and heads, the size of slices, batch, learning rate and weight decay; the optimiser
-is AdamW. --like takes config and set from a training of the model zoo, and as many seconds as its steps took.
+is AdamW. --like takes config, set, device and threads from a training of the model zoo that had this optimiser too, and
+as many seconds as its steps took.
 
 A few steps are trained first, to see how long they take; then, from new random weights, as many slices as fit into the
 minutes: the whole set so many times, and a part of it, drawn at random, once more. On a CPU mayaku computes in float32,
@@ -81,7 +82,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--batch", type=int, help="slices to a step [the config's]")
     parser.add_argument("--lr", type=float, help="learning rate of AdamW [the config's]")
     parser.add_argument("--workers", type=int, default=2, help="processes that read (default 2)")
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    parser.add_argument("--device", default="auto", help="cpu, cuda or auto [auto; with --like: the record's]")
     parser.add_argument("--output", type=Path, required=True, help="folder for its files and result.json")
     return parser
 
@@ -90,12 +91,17 @@ def task_of(args: argparse.Namespace) -> Task:
     """What the command line asks for.
 
     Raises:
-        UserError: --like with what it decides itself, or a record of something else; no --name.
+        UserError: --like with what it decides itself, or a record of something else; no --name; a number of 0 or less.
     """
+    for option in ("minutes", "epochs", "size", "batch", "lr"):
+        value = getattr(args, option)
+        if value is not None and not value > 0:
+            raise UserError(f"--{option} is {value:g}; it takes more than 0.")
     name, config, opts, seconds, record = args.name, args.config_file or CONFIG, [], None, None
     if args.like:
-        if args.name or args.config_file:
-            raise UserError("--like takes set and config from the record; leave out --name and --config-file.")
+        decided = ("name", "config_file", "size", "batch", "lr")
+        if given := [f"--{one.replace('_', '-')}" for one in decided if getattr(args, one) is not None]:
+            raise UserError(f"--like takes set and recipe from the record; leave out {', '.join(given)}.")
         record = read_record_file(args.like)
         if record["kind"] != "lesion" or record["status"] != FINISHED:
             raise UserError(f"{args.like} is no finished training of a lesion model.")
@@ -104,14 +110,36 @@ def task_of(args: argparse.Namespace) -> Task:
     elif not name:
         raise UserError("Name the prepared set: --name.")
     cfg = get_config(config, opts)
+    if record and cfg.SOLVER.OPTIMIZER != "AdamW":
+        raise UserError(f"{args.like} was trained with {cfg.SOLVER.OPTIMIZER}, and mayaku's training is with AdamW.")
     changes = {
         "INPUT.MIN_SIZE_TEST": args.size,
-        "INPUT.MAX_SIZE_TEST": args.size and 2 * args.size,
+        "INPUT.MAX_SIZE_TEST": None if args.size is None else 2 * args.size,
         "SOLVER.IMS_PER_BATCH": args.batch,
         "SOLVER.BASE_LR": args.lr,
     }
-    cfg.merge_from_list([item for key, value in changes.items() if value for item in (key, value)])
-    return Task(name, cfg, args.minutes * 60 if args.minutes else seconds, args.epochs, record)
+    cfg.merge_from_list([item for key, value in changes.items() if value is not None for item in (key, value)])
+    return Task(name, cfg, seconds if args.minutes is None else args.minutes * 60, args.epochs, record)
+
+
+def device_of(args: argparse.Namespace, record: Mapping[str, Any] | None) -> str:
+    """``cpu`` or ``cuda``; with a record the one that it is of, and as many threads.
+
+    Raises:
+        UserError: the device is not there, or device or threads are asked to be others than the record's.
+    """
+    if record is None:
+        return "cuda" if choose_device(args.device).startswith("cuda") else "cpu"
+    own = "cpu" if record["device"].startswith("cpu") else "cuda"
+    if args.device != "auto" and args.device.partition(":")[0] != own:
+        raise UserError(f"{args.like} was trained on {record['device']}; leave out --device {args.device}.")
+    threads, asked = record.get("threads"), os.environ.get("OMP_NUM_THREADS")
+    if threads is not None:
+        if asked not in (None, str(threads)):
+            raise UserError(f"{args.like} was trained with OMP_NUM_THREADS {threads}, and it is {asked}; set it so.")
+        torch.set_num_threads(threads)
+    choose_device(own)
+    return own
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -119,8 +147,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     if mayaku_version() is None:
         raise UserError("mayaku is not installed; run: pip install mayaku")
-    device = "cuda" if choose_device(args.device).startswith("cuda") else "cpu"
     task = task_of(args)
+    device = device_of(args, task.record)
     whole, val = (_set(task.name, split) for split in ("train", "val"))
     if task.record:
         _check_same_slices(task.record, {"train": whole, "test": val})

@@ -28,10 +28,18 @@ from d2_covid.errors import UserError
 import torch
 from detectron2.engine import default_argument_parser, launch
 
+_HELP = {
+    "resume": "go on from the last checkpoint in OUTPUT_DIR, if there is one; with --eval-only, evaluate that one",
+    "opts": "config overrides at the end: KEY VALUE ...",
+}
+"""In the place of Detectron2's words, which tell of classes and configs that are not used here."""
+
 
 def build_parser() -> argparse.ArgumentParser:
     """Detectron2's own arguments, and ours."""
     parser = default_argument_parser(epilog=__doc__)
+    for action in parser._actions:
+        action.help = _HELP.get(action.dest, action.help)
     parser.description = "Train, resume or evaluate a model of d2_covid. Research software: not a medical device."
     parser.add_argument(
         "--register-lesions",
@@ -48,7 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
         default=[],
         metavar=("NAME", "LIST[:SPLIT] IMAGES [CLASS ...]"),
         help="name a list of slices with their classes, and its images, likewise; the first class is the one without "
-        "disease; comes before another option",
+        "disease",
     )
     parser.add_argument("--progress", action="store_true", help="show a progress bar, as on a terminal")
     return parser

@@ -30,20 +30,19 @@ from .results import Section
 from .series_sections import write_weights
 from .training_sections import TRAINING, training_steps
 
-SIDE = 256
-"""Side of the slices in the series that grows: a quarter of the usual pixels, so that a thousand take seconds."""
-
 
 def slices(bench: Bench) -> Section:
     """A series of 1, 10, 100 and 1,000 slices through the predictor: seconds and memory."""
     counts = [1, 10, 100] if bench.settings.quick else [1, 10, 100, 1000]
-    cfg = bench.cfg.clone()
-    cfg.INPUT.MIN_SIZE_TEST = SIDE
+    # A quarter of the usual pixels, so that a thousand slices take seconds.
     images = torch.stack([image[0, ::2, ::2] for image in bench.images]).contiguous()
+    height, width = images.shape[-2:]
+    cfg = bench.cfg.clone()
+    cfg.INPUT.MIN_SIZE_TEST = min(height, width)  # the model gets them as they are
     weights = write_weights(cfg, bench.state, bench.settings.work / "series.pth")
     found = run_job("slices", cfg, images=images, counts=counts, weights=str(weights))
     seconds, peaks = found["seconds"], found["peak"]
-    section = Section("growth-slices", f"cost of a series as it grows ({SIDE}x{SIDE}, d2-covid's Predictor)")
+    section = Section("growth-slices", f"cost of a series as it grows ({width}x{height}, d2-covid's Predictor)")
     section.headers = ("slices", "seconds", "ms a slice", "MB at most", "MB for results")
     for count, second, peak in zip(counts, seconds, peaks, strict=True):
         on_top = (peak - peaks[0]) / MB

@@ -16,6 +16,9 @@ from ..data.phantom.folder import write_phantoms
 from ..data.preprocessing import network_input, read_slice
 from ..errors import UserError
 
+REAL_DATA = "D2_COVID_REAL_DATA"
+"""Environment variable that names the folder of the real CT."""
+_SETS = ("radiopaedia", "ct_md/normal001")
 _numbers = itertools.count()  # a name for each registered set
 
 
@@ -46,10 +49,18 @@ class Inputs:
 
 
 def real_data_folder() -> Path | None:
-    """``$D2_COVID_REAL_DATA``, or ``../shared/data`` beside the checkout; None where there is no such folder."""
-    named = os.environ.get("D2_COVID_REAL_DATA")
-    folder = Path(named) if named else Path(__file__).parents[3] / "shared" / "data"
-    return folder.resolve() if (folder / "radiopaedia").is_dir() else None
+    """The folder that :data:`REAL_DATA` names; None where it names none.
+
+    Raises:
+        UserError: the folder lacks one of the sets that are measured on.
+    """
+    named = os.environ.get(REAL_DATA)
+    if not named:
+        return None
+    for folder in (Path(named) / part for part in _SETS):
+        if not folder.is_dir():
+            raise UserError(f"{folder}: no such folder; ${REAL_DATA} needs {' and '.join(_SETS)}; or give --phantoms.")
+    return Path(named).resolve()
 
 
 def load_inputs(work: Path, *, real: Path | None, slices: int = 64, phantom_size: int = 512) -> Inputs:

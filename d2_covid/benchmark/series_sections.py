@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper
 from detectron2.data import transforms as T
@@ -11,7 +12,7 @@ from ..engine.carried_config import carried_facts
 from ..engine.checkpoint import model_facts, write_checkpoint
 from ..engine.loader import shuffled_order, train_batches
 from ..inference.predictor import Predictor
-from .context import PLAIN, TORCHVISION, Bench, State, build_candidate, fast_name, without_draws
+from .context import PLAIN, TORCHVISION, Bench, State, build_candidate, fast_name, records, without_draws
 from .results import Section, timed_section
 from .timing import interleave
 
@@ -40,6 +41,11 @@ def series(bench: Bench) -> Section:
 
         return run
 
+    # Untimed: a whole run, for files, reader and lungs, and a slice through each model.
+    runner(PREDICTOR)(0)
+    with torch.no_grad():
+        for model in models.values():
+            model(records(bench.images[:1]))
     seconds = interleave(
         {name: runner(name) for name in models},
         repeats=1 if bench.settings.quick else min(3, bench.settings.repeats),

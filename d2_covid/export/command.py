@@ -28,9 +28,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what ``export`` takes."""
     parser.description, parser.epilog = _DESCRIPTION, _EPILOG
     parser.add_argument("-o", "--output", required=True, metavar="OUT", type=Path, help="folder for the files")
-    parser.add_argument("--weights", metavar="FILE", help="checkpoint, or the name of a model that ships")
     parser.add_argument(
-        "--model", metavar="NAME|CONFIG", help="name of a shipped model, or a yaml file; default: what the weights say"
+        "--weights",
+        metavar="NAME|FILE",
+        help="name of a shipped model (d2-covid models lists them), or a checkpoint; default: the lesion model that "
+        "ships",
+    )
+    parser.add_argument(
+        "--model",
+        metavar="NAME|CONFIG",
+        help="name of a config, or a yaml file; or, without --weights, name of a shipped model; default: what the "
+        "weights say",
     )
     parser.add_argument("--format", choices=tuple(FORMATS), default="onnx", help="default: onnx")
     parser.add_argument(

@@ -1,7 +1,8 @@
 """``model.json``: all that someone needs to know to run an exported model and to judge what it says, as data."""
 
 import platform
-from importlib.metadata import version
+from dataclasses import asdict
+from importlib import import_module
 from typing import Any, Sequence
 
 import torch
@@ -9,6 +10,7 @@ import torchvision
 from detectron2.config import CfgNode
 
 from .. import __version__
+from ..inference.model_card import ModelCard
 from ..inference.model_source import ModelSource
 from ..inference.predictions_json import NOTICE
 from .outputs import Output
@@ -55,6 +57,7 @@ def describe(
         "notice": NOTICE,
         "intended_use": source.card.intended_use if source.card else INTENDED_USE,
         "limits": list(source.card.limits) if source.card else [LIMITS],
+        **(_terms(source.card) if source.card else {}),
         "input": {
             "name": "image",
             "dtype": "uint8",
@@ -70,6 +73,16 @@ def describe(
         "thresholds": _thresholds(cfg),
         **({"anchors": _anchors(cfg)} if part == "dense" else {"postprocessing": _postprocessing(cfg)}),
         "versions": _versions(kind),
+    }
+
+
+def _terms(card: ModelCard) -> dict[str, Any]:
+    """Under what terms the weights may be used, and what they were made from, as the card of a shipped model has it."""
+    return {
+        "not_intended_use": card.not_intended_use,
+        "licence": asdict(card.licence),
+        "training_data": [asdict(one) for one in card.training.data],
+        **({"base": asdict(card.base)} if card.base else {}),
     }
 
 
@@ -151,5 +164,8 @@ def _versions(kind: str) -> dict[str, Any]:
         "python": platform.python_version(),
     }
     if kind == "onnx":
-        found |= {name: version(name) for name in ("onnx", "onnxscript", "onnxruntime")} | {"opset": OPSET}
+        # Asked of the module: packages of several names bring it, as onnxruntime-gpu does.
+        names = ("onnx", "onnxscript", "onnxruntime")
+        found |= {name: getattr(import_module(name), "__version__", "unknown") for name in names}
+        found["opset"] = OPSET
     return found

@@ -27,7 +27,7 @@ from .manifest import describe
 from .operators import ONNX, PLAIN
 from .outputs import outputs_of
 from .runtime import Session
-from .write import FORMATS, LARGEST_EDGE, SMALLEST_EDGE, require_format, to_bytes
+from .write import FORMATS, LARGEST_EDGE, SMALLEST_EDGE, ir_version, require_format, to_bytes
 
 MANIFEST, EXAMPLE = "model.json", "run.py"
 PARTS = ("whole", "dense")
@@ -135,6 +135,8 @@ def export_model(model: GeneralizedRCNN, source: ModelSource, options: ExportOpt
         batch=options.batch,
         size=size,
     )
+    if options.kind == "onnx":  # an older ONNX Runtime does not read it
+        manifest["versions"]["ir_version"] = ir_version(content)
     return ExportedModel(content, manifest)
 
 

@@ -11,7 +11,7 @@ or, from Python:
 
 A slice may be a PNG or another image file (that needs Pillow), or a .npy array: uint8 gray, or Hounsfield units of any
 other type. Row 0 is the most anterior, column 0 at the patient's right. Research use only: not a medical device.
-Exit status: 0 done, 2 a slice or the model can't be used, and one line says why.
+Exit status: 0 done, 2 the model or a slice can't be used: a line says why, and the other slices are done.
 """
 
 import argparse
@@ -25,6 +25,9 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+
+_UNUSABLE = (OSError, ValueError, EOFError, ImportError)
+"""What is raised of a slice, or a model, that can't be used."""
 
 
 @dataclass(frozen=True)
@@ -211,23 +214,38 @@ def _onnx_session(file, threads):
     options.log_severity_level = 3
     if threads:
         options.intra_op_num_threads = threads
-    session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    try:
+        session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # kinds of its own
+        raise _not_loaded(file, f"ONNX Runtime {onnxruntime.__version__}", error) from error
     return lambda images: session.run(None, {"image": images})
 
 
 def _torch_program(file, threads):
     import torch
-    import torchvision  # noqa: F401  (brings the operators that the program calls)
 
     if threads:
         torch.set_num_threads(threads)
-    program = torch.export.load(str(file)).module()
+    try:
+        import torchvision  # noqa: F401  (brings the operators that the program calls)
+
+        program = torch.export.load(str(file)).module()
+    except ImportError:
+        raise
+    except Exception as error:  # an older PyTorch has many
+        raise _not_loaded(file, f"PyTorch {torch.__version__}", error) from error
 
     def compute(images):
         with torch.no_grad():
             return [output.numpy() for output in program(torch.from_numpy(images))]
 
     return compute
+
+
+def _not_loaded(file, library, error):
+    words = " ".join(str(error).split())[:200]
+    said = f"{type(error).__name__}: {words}" if words else type(error).__name__
+    return ValueError(f"{file} can't be loaded by {library}; its model.json has the versions it was made with ({said})")
 
 
 def read_slice(path, session):
@@ -258,32 +276,55 @@ def main():
     parser.add_argument("-o", "--output", type=Path, help="folder for a .npz file of each slice")
     args = parser.parse_args()
     try:
-        _run(args)
-    except (OSError, ValueError, EOFError, ImportError) as error:
+        return 0 if _run(args) else 2
+    except _UNUSABLE as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    return 0
 
 
 def _run(args):
+    """Whether every slice could be used."""
     files = _result_files(args.slices)
     session = Session(args.model)
-    info = session.info
-    least = info["thresholds"]["lesion_score"] if args.score is None else args.score
+    well = True
     for path, file in zip(args.slices, files):
-        result = session(read_slice(path, session))
-        print(path)
-        for number in np.flatnonzero(result.scores >= least):
-            box = " ".join(f"{value:.1f}" for value in result.boxes[number])
-            area = "" if result.masks is None else f", {int(result.masks[number].sum())} pixels"
-            print(f"  {info['lesion_classes'][result.classes[number]]} {result.scores[number]:.3f} at {box}{area}")
-        if result.image_scores is not None:
-            print("  " + ", ".join(f"{n} {s:.3f}" for n, s in zip(info["image_classes"], result.image_scores)))
-        if args.output:
-            target = args.output / file
-            target.parent.mkdir(parents=True, exist_ok=True)
-            kept = {k: v for k, v in vars(result).items() if v is not None and k != "raw"}
-            np.savez_compressed(target, **kept)
+        try:
+            result = session(read_slice(path, session))
+            _print(path, result, session.info, args.score)
+            if args.output:
+                _save(result, args.output / file)
+        except BrokenPipeError:  # nobody reads on
+            raise
+        except _UNUSABLE as error:
+            named = "" if str(path) in str(error) else f"{path}: "
+            print(f"error: {named}{error}", file=sys.stderr)
+            well = False
+    return well
+
+
+def _print(path, result, info, least):
+    least = info["thresholds"]["lesion_score"] if least is None else least
+    print(path)
+    for number in np.flatnonzero(result.scores >= least):
+        box = " ".join(f"{value:.1f}" for value in result.boxes[number])
+        area = "" if result.masks is None else f", {int(result.masks[number].sum())} pixels"
+        print(f"  {info['lesion_classes'][result.classes[number]]} {result.scores[number]:.3f} at {box}{area}")
+    if result.image_scores is not None:
+        print("  " + ", ".join(f"{n} {s:.3f}" for n, s in zip(info["image_classes"], result.image_scores)))
+
+
+def _save(result, target):
+    """Write a result whole, or not at all."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    kept = {k: v for k, v in vars(result).items() if v is not None and k != "raw"}
+    part = target.with_name(f"{target.name}.part")
+    try:
+        with open(part, "wb") as stream:
+            np.savez_compressed(stream, **kept)
+        os.replace(part, target)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
 
 
 def _result_files(slices):

@@ -73,6 +73,13 @@ def to_bytes(
     return _onnx(program, outputs)
 
 
+def ir_version(content: bytes) -> int:
+    """The version of ONNX's file format that an ONNX file has."""
+    import onnx
+
+    return onnx.load_model_from_string(content).ir_version
+
+
 def _program(module: nn.Module, batch: int | None, size: tuple[int, int] | None) -> torch.export.ExportedProgram:
     shape = (batch or _EXAMPLE[0], *(size or _EXAMPLE[1:]))
     dynamic = {}

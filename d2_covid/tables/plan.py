@@ -72,7 +72,7 @@ def make_plan(options: Options, tables: Sequence[int], lesions: LesionSet | None
             "epochs": options.epochs,
             "init": _spellings(options.init),
             "overrides": options.deciding_overrides,
-            "split": " ".join(lesions.split),
+            "split": [" ".join(lesions.split), lesions.fingerprint],  # typed another way it may be the same
             "lesion set": lesions.fingerprint,
         }
     if 3 in tables:
@@ -129,7 +129,7 @@ def _prepare_lesions(options: Options, lesions: LesionSet) -> Preparation:
     source = ("--source", str(lesions.folder), "--output", str(folder), "--mask-types", "merge", "both")
     names = (f"{mask_type}_{split}.json" for mask_type in ("merge", "both") for split in ("train", "val"))
     outputs = tuple(folder / "annotations" / name for name in names)
-    inputs = [str(lesions.folder.resolve()), lesions.split, lesions.fingerprint]
+    inputs = [str(lesions.folder.resolve()), lesions.fingerprint]
     return Preparation("preparing the lesion set", "prepare_cncb.py", (*source, *lesions.split), inputs, outputs)
 
 

@@ -11,7 +11,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,50 +20,20 @@ from typing import Any
 from ..data.files import sha256_of
 from ..engine.aside import set_aside
 from ..engine.children import stop
-from ..engine.cores import usable_cores
-from ..engine.folder_lock import is_held
+from ..engine.folder_lock import held, is_held
 from ..engine.run_record import now
 from ..errors import UserError
 from .data import read_facts
-from .grids import Row, record_file, run_folder
+from .grids import Row, final_weights, record_file, run_folder
+from .machine import Machine
 from .records import FAILED, FINISHED, NOT_FINISHED, read_record, row_facts, run_facts, sets_of, write_record
 
 RUNNING = "running"
+_DONE_BEFORE = "done before"
+_ELSEWHERE = "not started: another command is training it"
 _POLL = 0.2
 
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Machine:
-    """How rows are run here; nothing of it decides what comes out, apart from rounding.
-
-    Attributes:
-        jobs: trainings at a time.
-        workers: processes that read data, for each training.
-        device: ``MODEL.DEVICE``; "" leaves it to what the machine has.
-        time_limit: seconds for all of it; None: no limit.
-        cores: processor cores to share.
-    """
-
-    jobs: int = 1
-    workers: int = 2
-    device: str = ""
-    time_limit: float | None = None
-    cores: int = field(default_factory=usable_cores)
-
-    @property
-    def threads(self) -> int:
-        """Computing threads of each training."""
-        return max(1, self.cores // max(1, self.jobs))
-
-    def options(self) -> list[str]:
-        """Overrides for a training."""
-        device = ["MODEL.DEVICE", self.device] if self.device else []
-        # Checkpoints on the way are there to resume from: one is enough, and many rows fill a disk.
-        # Nor does an evaluation on the way; the record has the last one.
-        quiet = ["SOLVER.CHECKPOINT_KEEP", "1", "TEST.VALIDATION_LOSS", "False", "TEST.EVAL_EPOCHS", "0.0"]
-        return ["DATALOADER.NUM_WORKERS", str(self.workers), *quiet, *device]
 
 
 @dataclass
@@ -73,6 +44,7 @@ class _Job:
     started: float
     key: str
     record: dict[str, Any]
+    claim: ExitStack = field(default_factory=ExitStack)  # keeps other commands from the row until it is closed
 
 
 class Runner:
@@ -99,8 +71,8 @@ class Runner:
     def run(self, rows: Sequence[Row]) -> dict[str, str]:
         """Run ``rows`` in order, as many at a time as the machine is to; returns how each ended, by name.
 
-        A row that starts from another's model waits for it. At the time limit what runs is stopped, and its record
-        says so.
+        A row that starts from another's model waits for it; one that can't be started costs no other its training. At
+        the time limit what runs is stopped, and its record says so.
 
         Raises:
             UserError: a row starts from a model that is neither there nor made by another row.
@@ -108,7 +80,7 @@ class Runner:
         deadline = None if self.machine.time_limit is None else time.monotonic() + self.machine.time_limit
         ends: dict[str, str] = {}
         waiting, total = list(rows), len(rows)
-        made = {row.name for row in rows}
+        made, needed = {row.name for row in rows}, {row.needs for row in rows}
         self._check_starts(rows, made)
         active: list[_Job] = []
         try:
@@ -118,28 +90,23 @@ class Runner:
                 for row in list(waiting):
                     if len(active) >= self.machine.jobs:
                         break
-                    held = _held(row, made, ends)
-                    if held is None:
+                    why_not = _held(row, made, ends)
+                    if why_not is None:
                         continue
-                    if not held and is_held(self.folder / run_folder(row.name)):
-                        held = "not started: another command is training it"
                     waiting.remove(row)
-                    if held:
-                        ends[row.name] = held
-                        self._tell(len(ends), total, row.name, held)
-                        continue
-                    job = self._start(row)
-                    if job is None:
-                        ends[row.name] = FINISHED
-                        self._tell(len(ends), total, row.name, "done before")
+                    begun = why_not or self._begin(row, needed)
+                    if isinstance(begun, _Job):
+                        active.append(begun)
                     else:
-                        active.append(job)
+                        ends[row.name] = FINISHED if begun == _DONE_BEFORE else begun
+                        self._tell(len(ends), total, row.name, begun)
                 for job in list(active):
                     status = job.process.poll()
                     if status is not None:
                         active.remove(job)
                         end = FINISHED if status == 0 else f"{FAILED}: {_reason(job, status)}"
                         ends[job.row.name] = self._end(job, end)
+                        job.claim.close()
                         self._tell(len(ends), total, job.row.name, ends[job.row.name])
                 if active:
                     time.sleep(_POLL)
@@ -149,6 +116,7 @@ class Runner:
             for job in active:
                 why = "interrupted" if interrupted else f"time limit of {self.machine.time_limit:g} s"
                 ends[job.row.name] = self._end(job, f"{NOT_FINISHED}: {why}")
+                job.claim.close()
                 self._tell(len(ends), total, job.row.name, ends[job.row.name])
         for row in waiting:
             ends[row.name] = "not started"
@@ -164,18 +132,44 @@ class Runner:
     def _weights(self, row: Row) -> Path:
         return self.folder / row.weights
 
-    def _start(self, row: Row) -> _Job | None:
-        """Start a row, or go on with it; None if it has finished before."""
+    def _begin(self, row: Row, needed: Container[str | None]) -> _Job | str:
+        """Start a row, or go on with it: from then on it is this command's alone. Else, how it has ended.
+
+        Args:
+            needed: names of rows whose model others are to start from.
+        """
+        claim = self.folder / ".claims" / row.name  # the row's own folder may be set aside
+        claim.mkdir(parents=True, exist_ok=True)
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(held(claim, patience=0))
+            except UserError:
+                return _ELSEWHERE
+            if is_held(self.folder / run_folder(row.name)):  # a training that outlived its command
+                return _ELSEWHERE
+            try:
+                job = self._start(row, row.name in needed)
+            except UserError as error:
+                return f"{FAILED}: {error}"
+            if job is None:
+                return _DONE_BEFORE
+            job.claim = stack.pop_all()
+            return job
+
+    def _start(self, row: Row, needed: bool) -> _Job | None:
+        """Start a row, or go on with it; None if it has finished before, and its model is there where it is needed."""
         start = sha256_of(self._weights(row)) if row.weights else None
         facts, key = {**row_facts(row), "start_sha256": start}, self._key(row, start)
         before = read_record(self.folder, row.name)
         same = before is not None and (before.get("key") == key or self._tells_of(before, facts))
-        if same and before["status"] == FINISHED:
+        there = (self.folder / final_weights(row.name)).is_file()
+        if same and before["status"] == FINISHED and (there or not needed):
             return None
         log = self.folder / "logs" / f"{row.name}.log"
         if not same:
             self._set_aside(row, log)
-        sessions = list(before.get("sessions", [])) if same else []
+        goes_on = same and (self.folder / run_folder(row.name)).is_dir()
+        sessions = list(before.get("sessions", [])) if goes_on else []
         if same and before["status"] == RUNNING:
             sessions.append({"ended": None, "seconds": None, "status": f"{NOT_FINISHED}: nobody saw its end"})
         read = before.get("data") if same else None
@@ -250,14 +244,19 @@ class Runner:
         return None in hashes or hashes[0] == hashes[1]  # earlier versions noted no hash of COVID-CT
 
     def _tell(self, done: int, total: int, name: str, end: str) -> None:
-        record = read_record(self.folder, name) or {}
+        try:
+            record = read_record(self.folder, name) or {}
+        except UserError:  # damaged, which is why it has failed
+            record = {}
+        if end not in (_DONE_BEFORE, record.get("status")):  # it tells of an earlier time
+            record = {}
         figures = record.get("metrics", {})
         shown = [
             f"{metric} {figures[metric]['value']:.4g}"
             for metric in ("segm/AP", "segm/AP50", "union/dice", "image/accuracy", "image/balanced_accuracy")
             if figures.get(metric, {}).get("value") is not None
         ]
-        took = [f"{record['seconds']:.0f} s"] if record.get("seconds") is not None and end != "done before" else []
+        took = [f"{record['seconds']:.0f} s"] if record.get("seconds") is not None and end != _DONE_BEFORE else []
         shown = shown if record.get("status") == FINISHED else []
         self._say(f"[{done}/{total}] {name}: {', '.join([end, *took, *shown])}")
 

@@ -1,7 +1,7 @@
 """Records of the zoo gathered into rows: those that differ by their seed alone, as mean and spread."""
 
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,20 +77,23 @@ def spread(values: Sequence[float | None]) -> Spread:
     return Spread(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)
 
 
-def groups_of(records: Iterable[Mapping[str, Any]], kind: str) -> list[Group]:
+def groups_of(records: Sequence[Mapping[str, Any]], kind: str) -> list[Group]:
     """The groups of a kind, ``lesion`` or ``classifier``: those with a record and, of lesions, :data:`EXPECTED`.
 
     By recipe, those of :data:`.grids.GRIDS` first and in its order, then start, then model. Trainings on phantoms are
     no such group (:func:`phantom_groups`).
 
     Raises:
-        UserError: records of one recipe that were not trained the same way.
+        UserError: records of one recipe that were not trained the same way, or not from the same weights.
     """
     found = [record for record in records if record["kind"] == kind and not on_phantoms(record)]
     rows = [row for recipe in EXPECTED for row in GRIDS[recipe]()] if kind == "lesion" else []
     keys = dict.fromkeys([*((row.recipe, row.start, row.model) for row in rows), *map(_key, found)])
     commands = {(row.recipe, row.start, row.model): row.command() for row in reversed(rows)}
     groups = [_group(kind, key, [r for r in found if _key(r) == key], commands.get(key, ""), SEEDS) for key in keys]
+    told = {name for name, _ in started_elsewhere(records)}
+    for group in groups:
+        _check_starts(group, told)
     return sorted(groups, key=lambda group: (*_place(group.recipe), group.start, list(MODELS).index(group.model)))
 
 
@@ -150,6 +153,20 @@ def _group(
     }
     first = by_seed[min(by_seed)] if by_seed else {"command": command}
     return Group(kind, recipe, model, start, finished, missing, first["command"], tuple(first.get("opts", ())))
+
+
+def _check_starts(group: Group, told: Container[str]) -> None:
+    """Refuse seeds that started from different weights: they are no spread.
+
+    Args:
+        told: names of trainings whose other start the page tells.
+    """
+    if group.kind == "lesion" and group.start in GRIDS:  # each goes on from the model of its own seed
+        return
+    starts = {one.get("start_sha256") for one in group.records if one["name"] not in told} - {None}
+    if len(starts) > 1:
+        names = ", ".join(record["name"] for record in group.records)
+        raise UserError(f"{names} started from other weights than each other; run them again, or apart.")
 
 
 def _known(record: Mapping[str, Any], split: str) -> list[Mapping[str, Any]]:

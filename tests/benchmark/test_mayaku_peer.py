@@ -82,13 +82,59 @@ def test_trained_like_a_row_of_the_zoo(tool, repository, tmp_path):
     longer = tmp_path / "longer.json"
     longer.write_text(json.dumps({**record, "opts": ["SOLVER.IMS_PER_BATCH", "2"]}))
     assert asked(tool, "--like", str(longer)).cfg.SOLVER.IMS_PER_BATCH == 2
-    with pytest.raises(UserError, match="leave out --name"):
-        asked(tool, "--like", str(path), "--name", "zoo")
+    for option, value in (("--name", "zoo"), ("--config-file", "x.yaml"), ("--batch", "2"), ("--lr", "0.1")):
+        with pytest.raises(UserError, match=f"leave out {option}"):
+            asked(tool, "--like", str(path), option, value)
     with pytest.raises(UserError, match="no record"):
         asked(tool, "--like", str(tmp_path / "none.json"))
     (tmp_path / "running.json").write_text(json.dumps({**record, "status": "running"}))
     with pytest.raises(UserError, match="no finished training"):
         asked(tool, "--like", str(tmp_path / "running.json"))
+
+
+def test_a_row_of_another_optimiser_is_refused(tool, repository, tmp_path):
+    record = json.loads((repository / "docs" / "zoo" / "tuned-R18-T1-scratch-s1.json").read_text())
+    path = tmp_path / "paper.json"
+    path.write_text(json.dumps({**record, "config": "configs/segmentation/mask_rcnn_R_18_T1_FPN.yaml"}))
+    with pytest.raises(UserError, match="paper.json was trained with Adam, and mayaku"):
+        asked(tool, "--like", str(path))
+
+
+@pytest.mark.parametrize("option", ["--minutes", "--epochs"])
+def test_no_time_to_train_in_is_refused(tool, option):
+    with pytest.raises(UserError, match=f"{option} is 0; it takes more than 0"):
+        asked(tool, "--name", "mine", option, "0")
+
+
+@pytest.fixture
+def device_of(tool, monkeypatch):
+    """``device_of(record, *options)``: the device, and the threads that were set."""
+    monkeypatch.setattr(tool, "choose_device", lambda device: "cuda:0" if device == "auto" else device)
+
+    def call(record, *options):
+        threads = []
+        monkeypatch.setattr(torch, "set_num_threads", threads.append)
+        args = tool.build_parser().parse_args(["--like", "a.json", "--output", "x", *options])
+        return tool.device_of(args, record), threads
+
+    return call
+
+
+def test_device_and_threads_are_those_of_the_row(device_of, monkeypatch):
+    record = {"device": "cpu: x86_64 (AVX2)", "threads": 3}
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert device_of(None) == ("cuda", []) and device_of(record) == ("cpu", [3])
+    assert device_of(record, "--device", "cpu") == ("cpu", [3])
+    assert device_of({"device": "NVIDIA X"}, "--device", "cuda:1") == ("cuda", [])
+    with pytest.raises(UserError, match="a.json was trained on cpu: .*; leave out --device cuda"):
+        device_of(record, "--device", "cuda")
+    with pytest.raises(UserError, match="trained on NVIDIA X; leave out --device cpu"):
+        device_of({"device": "NVIDIA X"}, "--device", "cpu")
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    with pytest.raises(UserError, match="with OMP_NUM_THREADS 3, and it is 2"):
+        device_of(record)
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert device_of(record) == ("cpu", [3])
 
 
 def test_other_slices_than_the_row_had_are_refused(tool, tmp_path):

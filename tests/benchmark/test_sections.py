@@ -15,6 +15,7 @@ from d2_covid.benchmark import (
     inputs,
     memory,
     run_sections,
+    series_sections,
     training_sections,
 )
 from d2_covid.benchmark.series_sections import write_weights
@@ -201,9 +202,41 @@ def test_a_section_says_between_which_sizes_one_item_more_cost_that(small, slice
     step, memory_of_step, *_ = growth_sections.lesions(bench).notes
     assert step == "training step: linear (2.65x from 1 to 512), 0.52 ms a lesion more from 256 to 512."
     assert memory_of_step.endswith("716 kB a lesion more from 256 to 512.")
-    time, peak = growth_sections.slices(bench).notes
+    section = growth_sections.slices(bench)
+    time, peak = section.notes
+    assert "(64x64, " in section.title  # half of each side of those that are measured
     assert time == "Time: linear, 105.2 ms a slice more from 100 to 1000."
     assert "kB a slice more from 100 to 1000, which are its results" in peak
+
+
+def test_no_candidate_of_a_series_is_timed_cold(small, slices, monkeypatch, tmp_path):
+    run, before = [], []
+
+    class FakePredictor:
+        score_threshold = 0.5
+
+        def __init__(self, cfg, *_):
+            self.cfg, self.model = cfg, lambda records: run.append(series_sections.PREDICTOR)
+
+        def series(self, source):
+            run.append(source)
+            return SimpleNamespace(slices=[SimpleNamespace(instances=())])
+
+    def interleave(candidates, **_):
+        before.extend(run)
+        return {name: [1.0] for name in candidates}
+
+    monkeypatch.setattr(series_sections, "write_weights", lambda *_: "")
+    monkeypatch.setattr(series_sections, "Predictor", FakePredictor)
+    monkeypatch.setattr(series_sections, "build_candidate", lambda name, *_: lambda records: run.append(name))
+    monkeypatch.setattr(series_sections, "interleave", interleave)
+    settings = context.Settings(work=tmp_path)
+    inputs_of_series = SimpleNamespace(series="the series")
+    bench = SimpleNamespace(
+        cfg=small[0], state=small[1], images=slices, device="cpu", settings=settings, inputs=inputs_of_series
+    )
+    section = series_sections.series(bench)
+    assert sorted(before) == sorted(["the series", *section.data])
 
 
 def test_job_lesions_measures_reading_training_and_evaluation(small, tmp_path):
@@ -241,6 +274,17 @@ def test_crowded_samples_train(small):
     assert list(steps) == ["torchvision", "d2_covid plain", "d2_covid"]
     losses = {name: make()(0) for name, make in steps.items()}
     assert all(0 < loss < 100 for loss in losses.values())
+
+
+def test_real_slices_are_those_that_the_variable_names(tmp_path, monkeypatch):
+    monkeypatch.delenv(inputs.REAL_DATA, raising=False)
+    assert inputs.real_data_folder() is None
+    monkeypatch.setenv(inputs.REAL_DATA, str(tmp_path))
+    for part in ("radiopaedia", "ct_md/normal001"):
+        with pytest.raises(UserError, match=f"{part}: no such folder; .*; or give --phantoms"):
+            inputs.real_data_folder()
+        (tmp_path / part).mkdir(parents=True)
+    assert inputs.real_data_folder() == tmp_path.resolve()
 
 
 def test_phantom_inputs(tmp_path):

@@ -1,17 +1,23 @@
 """``d2-covid export`` from the command line's side."""
 
+import importlib.metadata
 import json
+from dataclasses import replace
 
 from d2_covid import cli
 from d2_covid.errors import UserError
 from d2_covid.export import check, command, model
 from d2_covid.export.manifest import describe
+from d2_covid.inference.model_source import resolve_model
 from d2_covid.inference.predictor import Predictor
+from d2_covid.inference.shipped import shipped_models
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+
+FACTS = {"part": "dense", "kind": "pt2", "file": "", "sha256": "", "outputs": (), "batch": None, "size": None}
 
 
 @pytest.fixture
@@ -77,8 +83,7 @@ def test_threshold_is_that_of_lesions_too_as_predict_has_it(run, lesion_weights,
     seen = {}
 
     def stop(built, source, options):
-        facts = {"part": "dense", "kind": "pt2", "file": "", "sha256": "", "outputs": (), "batch": None, "size": None}
-        seen.update(describe(source, **facts)["thresholds"])
+        seen.update(describe(source, **FACTS)["thresholds"])
         raise KeyboardInterrupt
 
     monkeypatch.setattr(command, "export_model", stop)
@@ -86,6 +91,33 @@ def test_threshold_is_that_of_lesions_too_as_predict_has_it(run, lesion_weights,
     predictor = Predictor(weights=lesion_weights, device="cpu", score_threshold=0.3)
     assert seen["lesion_score"] == predictor.score_threshold
     assert seen["score"] == predictor.cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST
+
+
+def test_the_terms_of_weights_that_ship_go_with_them(lesion_weights):
+    source = resolve_model(None, lesion_weights, "cpu")
+    assert not {"licence", "not_intended_use", "training_data", "base"} & describe(source, **FACTS).keys()
+    models = shipped_models()
+    if not models:
+        pytest.skip("this copy of d2_covid ships no model")
+    for card in (each.card for each in models):
+        info = json.loads(json.dumps(describe(replace(source, card=card), **FACTS)))
+        assert info["licence"] == {"weights": card.licence.weights, "reason": card.licence.reason}
+        assert info["not_intended_use"] == card.not_intended_use
+        said = [(one["name"], one["terms"], one["citation"]) for one in info["training_data"]]
+        assert said == [(one.name, one.terms, one.citation) for one in card.training.data] and said
+        assert info.get("base") == (card.base and {"name": card.base.name, "sha256": card.base.sha256})
+
+
+def test_an_onnx_runtime_of_another_package_serves(lesion_weights, monkeypatch):
+    modules = {name: pytest.importorskip(name) for name in ("onnx", "onnxscript", "onnxruntime")}
+    source = resolve_model(None, lesion_weights, "cpu")
+
+    def distribution(name):  # as where onnxruntime-gpu brings onnxruntime
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "distribution", distribution)
+    versions = describe(source, **FACTS | {"kind": "onnx"})["versions"]
+    assert {name: versions[name] for name in modules} == {name: one.__version__ for name, one in modules.items()}
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -124,7 +124,9 @@ def test_manifest_describes_the_file(request, phantom, name):
         for want, got in zip(output["shape"], value.shape):
             assert want == got if isinstance(want, int) else lengths.setdefault(want, got) == got
     if info["format"] == "onnx":
-        graph = onnx.load(one.folder / info["file"]).graph
+        written = onnx.load(one.folder / info["file"])
+        graph = written.graph
+        assert info["versions"]["ir_version"] == written.ir_version
         for value, described in zip((*graph.input, *graph.output), (info["input"], *info["outputs"]), strict=True):
             shape = [d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim]
             assert value.name == described["name"] and shape == described["shape"]

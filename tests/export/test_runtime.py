@@ -1,6 +1,8 @@
 """The NumPy that runs an exported model, beside the libraries that the model itself uses."""
 
 import ast
+import hashlib
+import json
 import sys
 
 from d2_covid.data.preprocessing import window_to_uint8
@@ -64,6 +66,60 @@ def test_results_are_named_by_what_was_named_and_stay_in_their_folder(tmp_path, 
     assert runtime._result_files(["case.png"]) == ["case.npz"]
     assert runtime._result_files(["/data/0.png", "/mnt/data/0.png"]) == ["data/0.npz", "mnt/data/0.npz"]
     assert runtime._result_files(["/0.png", "/a/0.png", "/a/0.npy"]) == ["0.npz", "a/0.1.npz", "a/0.2.npz"]
+
+
+NOTHING = np.zeros((0, 4), np.float32)
+RESULT = runtime.Result(NOTHING, NOTHING[:, 0], np.zeros(0, np.int64), None, None, None, {})
+
+
+class FindsNothing:
+    info = {"thresholds": {"lesion_score": 0.5}, "lesion_classes": ["lesion"], "image_classes": []}
+
+    def __init__(self, path):
+        pass
+
+    def __call__(self, slice_u8):
+        return RESULT
+
+
+def test_a_slice_that_can_not_be_used_costs_no_other_its_result(tmp_path, monkeypatch, capsys):
+    for name in ("first", "last"):
+        np.save(tmp_path / f"{name}.npy", np.zeros((8, 8), np.uint8))
+    (tmp_path / "bad.npy").write_bytes(b"")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(runtime, "Session", FindsNothing)
+    monkeypatch.setattr(sys, "argv", ["run.py", "first.npy", "bad.npy", "last.npy", "-o", "found"])
+    assert runtime.main() == 2
+    out, err = capsys.readouterr()
+    assert out.split() == ["first.npy", "last.npy"]
+    assert err.startswith("error: bad.npy: ") and err.count("\n") == 1
+    assert sorted(path.name for path in (tmp_path / "found").iterdir()) == ["first.npz", "last.npz"]
+
+
+def test_a_result_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    def full(stream, **_):
+        stream.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    (tmp_path / "a.npz").write_bytes(b"earlier")
+    monkeypatch.setattr(np, "savez_compressed", full)
+    with pytest.raises(OSError, match="No space left"):
+        runtime._save(RESULT, tmp_path / "a.npz")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"a.npz": b"earlier"}
+
+
+@pytest.mark.parametrize("file, library", [("model.onnx", "ONNX Runtime "), ("model.pt2", "PyTorch ")])
+def test_a_model_that_the_library_can_not_load_is_one_line(tmp_path, monkeypatch, capsys, file, library):
+    if file == "model.onnx":
+        pytest.importorskip("onnxruntime")
+    content = b"of a later version"
+    info = {"file": file, "sha256": hashlib.sha256(content).hexdigest(), "outputs": [], "input": {"shape": [1, 96, 96]}}
+    (tmp_path / file).write_bytes(content)
+    (tmp_path / "model.json").write_text(json.dumps(info))
+    monkeypatch.setattr(sys, "argv", ["run.py", "slice.png", "--model", str(tmp_path)])
+    assert runtime.main() == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and f"{tmp_path / file} can't be loaded by {library}" in errors[0]
 
 
 def test_needs_numpy_alone_to_be_imported():

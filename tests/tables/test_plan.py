@@ -104,6 +104,21 @@ def test_where_weights_lie_is_the_same_however_it_is_typed(tmp_path, monkeypatch
         check("zoo/R18-T1.pth", "zoo")
 
 
+def test_a_split_is_the_same_however_it_is_typed(tmp_path):
+    first, second, other = (
+        make_plan(options(tmp_path), [2], replace(LESIONS, split=("--val-patients", *names), fingerprint=content), None)
+        for names, content in (("ab", "aa"), ("ba", "aa"), ("ba", "cc"))
+    )
+    note_settings(tmp_path, first.settings, {})
+    check_settings(tmp_path, second.settings)
+    assert first.preparations[0].inputs == second.preparations[0].inputs != other.preparations[0].inputs
+    with pytest.raises(UserError, match="have split '--val-patients a b', and now it is '--val-patients b a'"):
+        check_settings(tmp_path, other.settings)
+    # An earlier version noted the words alone.
+    note_settings(tmp_path, {SEGMENTATION: first.settings[SEGMENTATION] | {"split": "--val-patients a b"}}, {})
+    check_settings(tmp_path, first.settings)
+
+
 def test_classifiers_start_from_given_weights_or_from_table_2s(tmp_path):
     with pytest.raises(UserError, match="has no trained Mask R-CNN R18-T1, seed 0; give --cncb to train it"):
         make_plan(options(tmp_path), [3], None, CLASSES)

@@ -25,6 +25,8 @@ def test_the_papers_split_is_the_default(tmp_path):
     found = find_lesion_set(cncb(tmp_path / "ct_lesion_seg", range(150)).parent)
     assert found.slices == {"train": 650, "val": 100} and found.patients == {"train": 130, "val": 20}
     assert found.split == PAPER_SPLIT and found.departures == []
+    backwards = find_lesion_set(tmp_path, val_patients=[str(patient) for patient in reversed(VALIDATION_PATIENTS)])
+    assert backwards.fingerprint == found.fingerprint and backwards.departures == []
     shutil.rmtree(tmp_path / "ct_lesion_seg" / "image" / "3")
     fewer = find_lesion_set(tmp_path)
     assert fewer.slices["train"] == 645 and "645 training" in fewer.departures[0]

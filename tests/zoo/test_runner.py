@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import sys
 import time
 from dataclasses import replace
@@ -10,8 +11,9 @@ from pathlib import Path
 from d2_covid.engine.folder_lock import held
 from d2_covid.errors import UserError
 from d2_covid.zoo.grids import Row, run_folder
+from d2_covid.zoo.machine import Machine
 from d2_covid.zoo.records import read_record
-from d2_covid.zoo.runner import Machine, Runner
+from d2_covid.zoo.runner import Runner
 
 import pytest
 import torch
@@ -137,6 +139,44 @@ def test_a_row_that_another_command_is_training_is_left_to_it(kitchen):
     with held(kitchen.place(one)):
         assert kitchen.run(other) == {one.name: "not started: another command is training it"}
     assert len(kitchen.starts(one)) == 1 and read_record(kitchen.folder, one.name)["opts"] == []
+
+
+def test_a_row_that_another_command_is_about_to_train_is_left_to_it(kitchen, monkeypatch):
+    """Its training takes seconds to hold its folder."""
+    pytest.importorskip("fcntl", reason="this system knows no locks of folders")
+    one, place, theirs = row("a"), kitchen.place, []
+
+    def meanwhile(asked):  # as the command is made
+        if not theirs:
+            theirs.append(None)
+            theirs.append(kitchen.run(one))
+        return place(asked)
+
+    monkeypatch.setattr(kitchen, "place", meanwhile)
+    assert kitchen.run(one) == {one.name: "finished"}
+    assert theirs == [None, {one.name: "not started: another command is training it"}]
+    assert len(kitchen.starts(one)) == 1 and kitchen.run(one) == {one.name: "finished"}
+
+
+def test_a_row_that_can_not_be_started_costs_no_other_its_training(kitchen):
+    bad, good = row("bad"), row("good")
+    next_one = row("next", weights=f"{run_folder(bad.name)}/model_final.pth", needs=bad.name)
+    kitchen.run(bad)
+    path = kitchen.folder / "records" / f"{bad.name}.json"
+    path.write_text("{")
+    ends = kitchen.run(bad, next_one, good)
+    assert ends[bad.name].startswith(f"failed: {path} is damaged") and ends[good.name] == "finished"
+    assert ends[next_one.name] == f"not started: {bad.name} is failed" and path.read_text() == "{"
+
+
+def test_a_finished_model_that_is_gone_is_made_again_for_those_who_need_it(kitchen):
+    first = row("first")
+    second = row("second", weights=f"{run_folder(first.name)}/model_final.pth", needs=first.name)
+    kitchen.run(first)
+    shutil.rmtree(kitchen.place(first))
+    assert kitchen.run(first) == {first.name: "finished"} and "done before" in kitchen.said[-1]
+    assert kitchen.run(first, second) == {first.name: "finished", second.name: "finished"}
+    assert len(kitchen.starts(first)) == 1 and len(read_record(kitchen.folder, first.name)["sessions"]) == 1
 
 
 def change(kitchen, **hashes):

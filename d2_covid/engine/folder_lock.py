@@ -65,6 +65,24 @@ def held_in_turn(folder: str | Path, say: Callable[[], None] = lambda: None) -> 
         yield
 
 
+@contextmanager
+def claimed(claim: Path, folder: Path) -> Iterator[bool]:
+    """Whether the training of ``folder`` is this command's to do, and then nobody else's until the body ends: another
+    command may have taken it, or a training have outlived its command.
+
+    Args:
+        claim: a folder to hold meanwhile, made where there is none: ``folder`` itself may be set aside.
+    """
+    claim.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(held(claim, patience=0))
+        except UserError:
+            yield False
+            return
+        yield not is_held(folder)
+
+
 def is_held(folder: str | Path) -> bool:
     """Whether a training runs in ``folder``, as far as the system can tell; none runs in one that is not there."""
     if fcntl is None or not Path(folder).is_dir():

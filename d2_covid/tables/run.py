@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..engine.aside import set_aside
 from ..engine.children import stop
-from ..engine.folder_lock import held, held_in_turn, is_held
+from ..engine.folder_lock import claimed, held_in_turn, is_held
 from ..engine.steps import Steps
 from ..errors import UserError
 from .jobs import Preparation, Run, command_of
@@ -117,19 +117,11 @@ def carry_out(
 
 @contextlib.contextmanager
 def _ours(run: Run, plan: Plan) -> Iterator[bool]:
-    """Whether a run is this command's to do, and then nobody else's until the body ends: another command may have taken
-    it, a training may have outlived its command, or its Mask R-CNN may be another's."""
-    claim = _claim(run, plan)
-    claim.mkdir(parents=True, exist_ok=True)
-    with contextlib.ExitStack() as stack:
-        try:
-            stack.enter_context(held(claim, patience=0))
-        except UserError:
-            yield False
-            return
+    """Whether a run is this command's to do (:func:`.folder_lock.claimed`); its Mask R-CNN may be another's, too."""
+    with claimed(_claim(run, plan), run.folder) as ours:
         start = next((other for other in plan.runs if other.final == run.detector), None)
         waits = start is not None and not start.final.is_file()
-        yield not (is_held(run.folder) or waits and (is_held(_claim(start, plan)) or is_held(start.folder)))
+        yield ours and not (waits and (is_held(_claim(start, plan)) or is_held(start.folder)))
 
 
 def _claim(run: Run, plan: Plan) -> Path:

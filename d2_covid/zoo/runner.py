@@ -20,7 +20,7 @@ from typing import Any
 from ..data.files import sha256_of
 from ..engine.aside import set_aside
 from ..engine.children import stop
-from ..engine.folder_lock import held, is_held
+from ..engine.folder_lock import claimed
 from ..engine.run_record import now
 from ..errors import UserError
 from .data import read_facts
@@ -138,14 +138,9 @@ class Runner:
         Args:
             needed: names of rows whose model others are to start from.
         """
-        claim = self.folder / ".claims" / row.name  # the row's own folder may be set aside
-        claim.mkdir(parents=True, exist_ok=True)
         with ExitStack() as stack:
-            try:
-                stack.enter_context(held(claim, patience=0))
-            except UserError:
-                return _ELSEWHERE
-            if is_held(self.folder / run_folder(row.name)):  # a training that outlived its command
+            claim = self.folder / ".claims" / row.name
+            if not stack.enter_context(claimed(claim, self.folder / run_folder(row.name))):
                 return _ELSEWHERE
             try:
                 job = self._start(row, row.name in needed)

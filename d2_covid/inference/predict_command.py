@@ -8,7 +8,6 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ..data.limits import one_line
-from ..engine.cores import limit_threads
 from ..engine.inference_model import DTYPES
 from ..engine.seeding import seed_everything, seed_number
 from .batch_run import BatchOptions, BatchRun, Progress
@@ -93,7 +92,6 @@ def _run(args: argparse.Namespace) -> int:
     save = None if args.save is None else [name.strip() for name in args.save.split(",") if name.strip()]
     choose_outputs(save)  # before the model takes its time to load
     seed_everything(args.seed)
-    limit_threads()
     predictor = Predictor(
         args.model,
         args.weights,

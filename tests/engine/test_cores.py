@@ -54,21 +54,19 @@ def test_a_share_below_one_core_is_one(monkeypatch):
 
 
 def test_commands_that_compute_heed_it(monkeypatch, tmp_path):
-    """Training, evaluation and prediction, before anything else computes."""
-    from d2_covid import get_config
-    from d2_covid.cli import main
+    """Training and evaluation, which GPUs do in processes of their own, and every command, before anything computes."""
+    from d2_covid import cli, get_config
     from d2_covid.engine import run
-    from d2_covid.inference import predict_command
 
     def stop():
         raise ZeroDivisionError
 
     monkeypatch.setattr(run, "limit_threads", stop)
     monkeypatch.setattr(run, "task_of", lambda cfg: type("Task", (), {"check_datasets": lambda self, cfg: None})())
-    monkeypatch.setattr(predict_command, "limit_threads", stop)
+    monkeypatch.setattr(cli, "limit_threads", stop)
     cfg = get_config("segmentation/mask_rcnn_R_18_T2_FPN.yaml", ["OUTPUT_DIR", str(tmp_path), "MODEL.WEIGHTS", "x"])
     for work in (run.run_training, run.run_evaluation):
         with pytest.raises(ZeroDivisionError):
             work(cfg.clone())
     with pytest.raises(ZeroDivisionError):
-        main(["predict", str(tmp_path), "-o", str(tmp_path / "out")])
+        cli.main(["predict", str(tmp_path), "-o", str(tmp_path / "out")])

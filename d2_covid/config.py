@@ -1,7 +1,8 @@
 """The keys that d2_covid adds to Detectron2's config, and the way to a ready config."""
 
+from functools import reduce
 from pathlib import Path
-from typing import Sequence
+from typing import Any, Sequence
 
 from detectron2.config import CfgNode, get_cfg
 from yaml import YAMLError, safe_load
@@ -145,6 +146,11 @@ def own_keys(config_file: str | Path) -> set[str]:
     its ``_BASE_`` sets."""
     sections = safe_load(_config_path(config_file).read_text(encoding="utf-8")) or {}
     return {f"{name}.{key}" for name, section in sections.items() if isinstance(section, dict) for key in section}
+
+
+def config_value(cfg: CfgNode, key: str) -> Any:
+    """The value of a key of several parts, such as ``SOLVER.MAX_ITER``."""
+    return reduce(lambda node, part: node[part], key.split("."), cfg)
 
 
 def _config_path(config_file: str | Path) -> Path:

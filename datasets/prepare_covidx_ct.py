@@ -8,9 +8,6 @@ give --subset 0.
 """
 
 import argparse
-import csv
-import hashlib
-import io
 import os
 import sys
 from collections.abc import Sequence
@@ -18,7 +15,7 @@ from pathlib import Path
 
 from d2_covid.cli import run_command
 from d2_covid.data.datasets import datasets_root
-from d2_covid.data.files import atomic_write, write_json
+from d2_covid.data.files import sha256_of, write_csv, write_json
 from d2_covid.data.slice_lists import IMAGE_CLASSES, ListedSlice, count_by_class, read_one_split
 from d2_covid.data.slices import balanced_subset, check_files_apart, find_images, patient_overlap
 from d2_covid.engine.seeding import seed_number
@@ -74,10 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         output / "splits.json",
         {
             "images": str(root),
-            "lists": {
-                split: {"file": str(path.resolve()), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
-                for split, path in lists.items()
-            },
+            "lists": {split: {"file": str(path.resolve()), "sha256": sha256_of(path)} for split, path in lists.items()},
             "subset": args.subset or None,
             "seed": args.seed,
             "classes": list(IMAGE_CLASSES),
@@ -130,12 +124,8 @@ def print_counts(listed: dict[str, list[ListedSlice]]) -> None:
 
 
 def write_list(path: Path, entries: Sequence[ListedSlice], relative: dict[str, str]) -> None:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["file", "label", "patient_id", "scan_id"])
-    writer.writerows([relative[e.file], e.image_class, e.patient_id, e.scan_id] for e in entries)
-    with atomic_write(path) as file:
-        file.write(text.getvalue())
+    rows = ([relative[e.file], e.image_class, e.patient_id, e.scan_id] for e in entries)
+    write_csv(path, [["file", "label", "patient_id", "scan_id"], *rows])
 
 
 def link_images(link: Path, images: Path) -> None:

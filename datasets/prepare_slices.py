@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from d2_covid.cli import run_command
+from d2_covid.config import get_config
 from d2_covid.data.discovery import discover
-from d2_covid.data.files import atomic_write, write_json
+from d2_covid.data.files import write_csv, write_json
 from d2_covid.data.globs import is_glob, reaches
 from d2_covid.data.volumes import Series
 from d2_covid.errors import UserError
@@ -137,11 +138,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         rows, failed = write_all(args, labels, folder)
         if not rows:
             raise UserError("Nothing was written: the inputs hold no series that can be read and has a label.")
-        with atomic_write(folder / "slices.csv") as file:
-            csv.writer(file, lineterminator="\n").writerows([("file", "label", "patient_id", "scan_id"), *rows])
+        write_csv(folder / "slices.csv", [("file", "label", "patient_id", "scan_id"), *rows])
         record = {"inputs": args.inputs, "window": [args.level, args.width], "holds": sorted(os.listdir(folder))}
         write_json(folder / DONE, record)  # by which a later run knows it
     print(f"wrote {len(rows)} slices of {len({row[2] for row in rows})} patients, and slices.csv, to {output}")
+    window = get_config().INPUT.WINDOW
+    if (args.level, args.width) != (window.LEVEL, window.WIDTH):
+        keys = f"INPUT.WINDOW.LEVEL {args.level:g} INPUT.WINDOW.WIDTH {args.width:g}"
+        print(f"train on them with {keys}: d2-covid predict windows scans as the model's config says")
     return int(failed)
 
 

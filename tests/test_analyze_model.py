@@ -6,7 +6,7 @@ import sys
 
 from d2_covid import get_config
 from d2_covid.errors import UserError
-from d2_covid.modeling.complexity import count_flops
+from d2_covid.modeling.complexity import count_multiply_adds
 
 import pytest
 from detectron2.modeling import build_model
@@ -43,7 +43,7 @@ def test_a_size_below_1_is_refused(repository, size):
 def test_what_is_counted_is_the_padded_image():
     few = ["MODEL.RPN.POST_NMS_TOPK_TEST", 1, "TEST.DETECTIONS_PER_IMAGE", 1]
     model = build_model(get_config("segmentation/mask_rcnn_R_50_FPN.yaml", ["MODEL.DEVICE", "cpu", *few]))
-    assert count_flops(model, 33) == count_flops(model, 64) != count_flops(model, 32)
+    assert count_multiply_adds(model, 33) == count_multiply_adds(model, 64) != count_multiply_adds(model, 32)
 
 
 def test_a_model_that_can_not_be_built_is_one_line(repository):

@@ -12,7 +12,7 @@ from d2_covid.config import config_dir
 from d2_covid.engine.setup import build_described
 from d2_covid.errors import UserError
 from d2_covid.modeling.backbone import truncation_of
-from d2_covid.modeling.complexity import count_flops, count_parameters, fpn_input_surplus
+from d2_covid.modeling.complexity import count_multiply_adds, count_parameters, fpn_input_surplus
 from d2_covid.paper_tables import size_of
 
 from tabulate import tabulate
@@ -44,7 +44,7 @@ def analyze(config_file: Path, size: int, opts: Sequence[str]) -> list:
     if not cfg.MODEL.MASK_ON:
         cfg.MODEL.MASK_ON = True
         with_masks = count_parameters(build_described(cfg))[0] / 1e6
-    flops = count_flops(model, size)
+    multiply_adds = count_multiply_adds(model, size)
     paper = size_of(config_file.stem)
     paper_total, paper_trainable = (None, None) if paper is None else (paper.total, paper.trainable)
     return [
@@ -53,8 +53,8 @@ def analyze(config_file: Path, size: int, opts: Sequence[str]) -> list:
         "" if paper_total is None else f"{paper_total:.2f}",
         f"{trainable:.2f}",
         "" if paper_trainable is None else f"{paper_trainable:.2f}",
-        *(f"{flops[part] / 1e9:.2f}" for part in ("backbone", "rpn", "box", "mask")),
-        f"{sum(flops.values()) / 1e9:.2f}",
+        *(f"{multiply_adds[part] / 1e9:.2f}" for part in ("backbone", "rpn", "box", "mask")),
+        f"{sum(multiply_adds.values()) / 1e9:.2f}",
         _difference(config_file.stem, total, with_512, with_masks),
     ]
 

@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any, Sequence
 
 from d2_covid.cli import parse_with_overrides, run_command
+from d2_covid.data.datasets import register_lesions
 from d2_covid.data.figure_slices import PickedSlice, dataset_slices, file_slices
 from d2_covid.data.files import atomic_write
 from d2_covid.data.lesion_masks import MASK_TYPES
@@ -72,6 +73,10 @@ def build_parser() -> argparse.ArgumentParser:
     data.add_argument(
         "--register-slices", nargs="+", metavar="VALUE", help="NAME LIST[:SPLIT] IMAGES [CLASS ...]: your own slices"
     )
+    data.add_argument(
+        "--register-lesions", nargs=3, metavar=("NAME", "JSON", "IMAGES"),
+        help="your own COCO json, with images below a folder; with either, --dataset NAME may be left out",
+    )  # fmt: skip
     data.add_argument("--number", type=int, metavar="N", help="so many of it [4; figure 3: one a class]")
     data.add_argument("--seed", type=seed_number, default=0, help="of the choice [0]")
     data.add_argument("--input", nargs="+", type=Path, metavar="IMAGE", help="image files instead of a dataset")
@@ -95,6 +100,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.register_slices:
         register_slices_option(args.register_slices)
         args.dataset = args.dataset or args.register_slices[0]
+    if args.register_lesions:
+        register_lesions(*args.register_lesions)
+        args.dataset = args.dataset or args.register_lesions[0]
     classifier_cfg = figure_config(args.config_file, args.weights, args.opts)
     classifies = classifier_cfg.MODEL.META_ARCHITECTURE == "CovidCTMaskNet"
     if args.figure == "why" and not classifies:
@@ -125,8 +133,8 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise UserError("--segmentation-config goes with --segmentation-weights; give them, too.")
     if args.figure == "why" and args.segmentation_weights:
         raise UserError("--figure why shows what the classifier saw: leave out --segmentation-weights.")
-    if bool(args.input) == bool(args.dataset or args.register_slices):
-        raise UserError("Give slices: either --dataset NAME (or --register-slices), or --input IMAGE ...")
+    if bool(args.input) == bool(args.dataset or args.register_slices or args.register_lesions):
+        raise UserError("Give slices: --dataset NAME, --register-slices, --register-lesions, or else --input IMAGE ...")
     if args.true_class and not args.input:
         raise UserError("--true-class goes with --input; a dataset knows its classes.")
     if args.output.suffix.lower() != ".png":

@@ -242,7 +242,8 @@ def _set(name: str, split: str) -> LesionSet:
     path = prepared_json(name, "merge", split)
     if not path.is_file():
         raise UserError(f"{path} is not there; make it with datasets/prepare_cncb.py --name {name}.")
-    return LesionSet(path, Path(load_lesion_json(path).image_root), len(json.loads(path.read_bytes())["images"]))
+    loaded = load_lesion_json(path)
+    return LesionSet(path, loaded.image_root, len(loaded.dicts))
 
 
 def _drawn(data: LesionSet, slices: int, seed: int, path: Path) -> LesionSet:

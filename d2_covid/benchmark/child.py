@@ -46,7 +46,8 @@ def run_job(kind: str, cfg: CfgNode, **job: Any) -> dict[str, Any]:
         command = [sys.executable, "-m", "d2_covid.benchmark.child", str(path)]
         done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        raise RuntimeError(f"the benchmark's child ({kind}) failed: {done.stderr.strip().splitlines()[-1:]}")
+        last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+        raise RuntimeError(f"the benchmark's child ({kind}) failed: {last}")
     return json.loads(done.stdout.splitlines()[-1])
 
 

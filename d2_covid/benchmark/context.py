@@ -140,7 +140,7 @@ def records(images: Sequence[torch.Tensor]) -> list[dict]:
     return [{"image": image, "height": image.shape[1], "width": image.shape[2]} for image in images]
 
 
-def build_candidate(name: str, cfg: CfgNode, state: State, images: Sequence[torch.Tensor], seed: int = 0) -> nn.Module:
+def build_candidate(name: str, cfg: CfgNode, state: State, images: Sequence[torch.Tensor]) -> nn.Module:
     """A detector to be measured, in eval mode, on ``MODEL.DEVICE``.
 
     Args:
@@ -155,13 +155,13 @@ def build_candidate(name: str, cfg: CfgNode, state: State, images: Sequence[torc
     device, classifies = cfg.MODEL.DEVICE, cfg.MODEL.META_ARCHITECTURE == "CovidCTMaskNet"
     if name == STOCK:
         stock = stock_r50_config(["MODEL.DEVICE", "cpu"])
-        return spread_weights(build_model(stock), images[:2], seed, STOCK_SPREAD).to(device)
+        return spread_weights(build_model(stock), images[:2], spread=STOCK_SPREAD).to(device)
     if name == MAYAKU:
         return MayakuDetector(cfg, images[:2]).to(device).eval()
     if name == PLAIN:
-        return build_with(plain_parts(cfg), state, seed)
+        return build_with(plain_parts(cfg), state)
     if name == TORCHVISION:
-        plain = build_with(plain_parts(cfg), state, seed)
+        plain = build_with(plain_parts(cfg), state)
         weights = {key: value.cpu() for key, value in plain.state_dict().items()}
         if classifies:
             peer = TorchvisionClassifier(cfg)
@@ -172,13 +172,13 @@ def build_candidate(name: str, cfg: CfgNode, state: State, images: Sequence[torc
         return peer.to(device).eval()
     for dtype, graph in itertools.product(DTYPES, (False, True)):
         if name == fast_name(dtype, graph):
-            return for_inference(build_with(cfg, state, seed), dtype=DTYPES[dtype], cuda_graph=graph)
+            return for_inference(build_with(cfg, state), dtype=DTYPES[dtype], cuda_graph=graph)
     raise ValueError(f"no candidate {name!r}")
 
 
-def build_with(cfg: CfgNode, state: State, seed: int = 0) -> nn.Module:
+def build_with(cfg: CfgNode, state: State) -> nn.Module:
     """The model of ``cfg`` with the detector's weights, in eval mode; module S is seeded."""
-    torch.manual_seed(seed)
+    torch.manual_seed(0)
     model = build_model(cfg)
     missing, _ = model.load_state_dict(state, strict=False)
     if any(not key.startswith("roi_heads.image_classifier.") for key in missing):

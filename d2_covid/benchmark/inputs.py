@@ -130,7 +130,6 @@ def many_lesions(count: int, size: int, seed: int = 0) -> tuple[np.ndarray, np.n
         raise ValueError(f"1 to 512 lesions on 128 pixels or more, not {count} on {size}")
     places = np.linspace(0, side * side - 1, count).round().astype(int)
     rows, columns = np.mgrid[:size, :size] + 0.5
-    lesion = np.zeros((size, size), dtype=bool)
     present = np.zeros(side * side, dtype=bool)
     present[places] = True
     present = present.reshape(side, side)

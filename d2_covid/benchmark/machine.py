@@ -18,12 +18,12 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def describe_machine(device: str) -> dict[str, Any]:
-    """Processor, cores, instruction sets, memory, GPU, versions and threads, as plain values."""
+    """Processor, cores, instruction sets, memory, GPU, versions and threads, as plain values; ``memory_gb`` in GiB."""
     info: dict[str, Any] = {
         "processor": processor_name(),
         "cores": usable_cores(),
         "isa": instruction_sets(),
-        "memory_gb": _memory_gb(),
+        "memory_gb": _memory_gib(),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "versions": versions(),
         "threads": torch.get_num_threads(),
@@ -77,12 +77,12 @@ def one_line(machine: dict[str, Any]) -> str:
     gpu = f", {machine['gpu']['name']}" if "gpu" in machine else ""
     isa = " ".join(machine["isa"]) or "no instruction sets known"
     return (
-        f"{machine['processor']}, {machine['cores']} cores ({isa}), {machine['memory_gb']} GB{gpu}; "
+        f"{machine['processor']}, {machine['cores']} cores ({isa}), {machine['memory_gb']} GiB{gpu}; "
         f"{machine['threads']} threads"
     )
 
 
-def _memory_gb() -> float | None:
+def _memory_gib() -> float | None:
     found = re.search(r"^MemTotal:\s*(\d+) kB", _read("/proc/meminfo"), re.MULTILINE)
     return round(int(found[1]) / 2**20, 1) if found else None
 

@@ -15,6 +15,7 @@ from detectron2.engine import HookBase
 from ..data.slice_datasets import register_slices
 from ..data.slice_lists import IMAGE_CLASSES
 from ..data.slice_mapper import SliceMapper
+from ..engine.cores import usable_cores
 from ..engine.evaluation import evaluate
 from ..engine.loader import SeededSamples
 from ..engine.tasks import task_of
@@ -22,7 +23,6 @@ from ..engine.trainer import Trainer
 from ..paper_tables import ClassificationRow, SegmentationRow, classification_row, segmentation_row
 from .aims import RATE, SCHEDULE, SECONDS, aimed, gpu_aims
 from .context import PLAIN, Bench, build_candidate, fast_name, without_draws
-from .machine import describe_machine
 from .results import Section
 from .series_sections import write_weights
 from .timing import synchronize
@@ -38,7 +38,7 @@ def evaluation(bench: Bench) -> Section:
     count = _scale(bench, 16, 64, 2000)
     cfg = bench.classifier_cfg
     cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (), (_slice_dataset(bench, count),)
-    cfg.DATALOADER.NUM_WORKERS = _workers(bench)
+    cfg.DATALOADER.NUM_WORKERS = _workers()
     cfg.OUTPUT_DIR = str(bench.settings.work / "evaluation")
     task = task_of(cfg)
     dicts = task.train_dicts(_with_train(cfg))
@@ -98,7 +98,7 @@ def cached_classifier(bench: Bench) -> Section:
     cfg.MODEL.CLASSIFIER.TRAIN_NORM = False
     cfg.MODEL.WEIGHTS = str(write_weights(bench.cfg, bench.state, bench.settings.work / "detector.pth"))
     cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (_slice_dataset(bench, count),), ()
-    cfg.DATALOADER.NUM_WORKERS, cfg.SEED = _workers(bench), 0
+    cfg.DATALOADER.NUM_WORKERS, cfg.SEED = _workers(), 0
     cfg.SOLVER.EPOCHS, cfg.OUTPUT_DIR = epochs, _folder(bench, "cached")
     title = f"the classifier from a cache of ranked batches: {epochs} epochs of {count} slices, batch 8"
     aims = gpu_aims("cached-classifier", bench.device) if count * epochs == PAPER_CLASSIFIER else {}
@@ -137,7 +137,7 @@ def _trainer_rate(bench: Bench, cfg: CfgNode, name: str, batch: int, amp: bool, 
     cfg.DATASETS.TEST, cfg.OUTPUT_DIR = (), _folder(bench, name)
     cfg.SOLVER.EPOCHS, cfg.SOLVER.MAX_ITER, cfg.SOLVER.IMS_PER_BATCH = 0, iterations, batch
     cfg.SOLVER.STEPS, cfg.SOLVER.CHECKPOINT_PERIOD = (), 10**9
-    cfg.SOLVER.AMP.ENABLED, cfg.DATALOADER.NUM_WORKERS, cfg.SEED = amp, _workers(bench), 0
+    cfg.SOLVER.AMP.ENABLED, cfg.DATALOADER.NUM_WORKERS, cfg.SEED = amp, _workers(), 0
     trainer = Trainer(cfg, progress=False)
     clock = _Clock(bench.device)
     trainer.register_hooks([clock])
@@ -206,7 +206,7 @@ def _rate_section(key: str, title: str, bench: Bench, *, schedule: bool) -> Sect
     aims = gpu_aims(key, bench.device)
     section = Section(key, title, headers=[aimed(RATE, aims), "how", *([aimed(SCHEDULE, aims)] * schedule)])
     section.data = {"aims": aims} if aims else {}
-    section.notes = [f"{_workers(bench)} worker processes read; what each run starts with is not warmed up."]
+    section.notes = [f"{_workers()} worker processes read; what each run starts with is not warmed up."]
     return section
 
 
@@ -221,8 +221,8 @@ def _add_rate(section: Section, how: str, count: int, seconds: float, schedule: 
     section.data[how] = {"slices_per_second": rate}
 
 
-def _workers(bench: Bench) -> int:
-    return min(16, describe_machine("cpu")["cores"])
+def _workers() -> int:
+    return min(16, usable_cores())
 
 
 def _scale(bench: Bench, quick: int, cpu: int, gpu: int) -> int:

@@ -54,7 +54,6 @@ def series(bench: Bench) -> Section:
         device=bench.device,
     )
     count = len(last[PREDICTOR].slices)
-    stages = last[PREDICTOR].seconds if hasattr(last[PREDICTOR], "seconds") else {}
     lesions = sum(len(one.instances) for one in last[PREDICTOR].slices) / count
     section = timed_section(
         "series",
@@ -64,8 +63,8 @@ def series(bench: Bench) -> Section:
         per_run=count,
         notes=[
             "Reading, lungs and results are ours in every row; the candidate is the model in the middle.",
-            f"{lesions:.1f} detections a slice at the score threshold {predictor.score_threshold:g}"
-            + (f"; seconds by stage ({PREDICTOR}): {stages}." if stages else "."),
+            f"{lesions:.1f} detections a slice at the score threshold {predictor.score_threshold:g}; "
+            f"seconds by stage ({PREDICTOR}): {last[PREDICTOR].seconds}.",
         ],
     )
     return section

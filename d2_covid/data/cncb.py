@@ -22,6 +22,7 @@ from .lesion_masks import (
     read_mask,
     require_mask_type,
 )
+from .limits import counted
 from .pairing import OUT_OF_PLACE, Pairing, SlicePair
 from .preprocessing import read_slice
 from .splits import Splits
@@ -50,14 +51,14 @@ class SplitSummary:
         """For people, one fact a line."""
         lines = [
             f"{self.json_file}",
-            f"  {_count(self.patients, 'patient')}, {_count(self.slices, 'slice')}, "
+            f"  {counted(self.patients, 'patient')}, {counted(self.slices, 'slice')}, "
             f"{self.slices_without_lesion} of them without a lesion",
         ]
         for name, sizes in self.instances.items():
             by_size = ", ".join(f"{count} {size}" for size, count in sizes.items())
-            lines.append(f"  {name}: {_count(sum(sizes.values()), 'instance')} ({by_size})")
+            lines.append(f"  {name}: {counted(sum(sizes.values()), 'instance')} ({by_size})")
         for (name, reason), count in sorted(self.dropped.items()):
-            lines.append(f"  dropped: {_count(count, 'component')} of {name} ({reason})")
+            lines.append(f"  dropped: {counted(count, 'component')} of {name} ({reason})")
         return lines
 
 
@@ -81,7 +82,7 @@ class Preparation:
         lines += [f"{path} {OUT_OF_PLACE}; left out." for path in self.out_of_place]
         lines += [f"{message} Left out." for message in self.bad_slices]
         if self.slices_in_no_split:
-            lines.append(f"{_count(self.slices_in_no_split, 'slice')} belong to no split; left out.")
+            lines.append(f"{counted(self.slices_in_no_split, 'slice')} belong to no split; left out.")
         if self.of_another_split:
             names = ", ".join(path.name for path in self.of_another_split)
             folder = self.of_another_split[0].parent
@@ -289,7 +290,3 @@ def _reachable(image_root: Path, json_file: Path) -> str:
     if image_root.is_relative_to(sets):
         return Path(os.path.relpath(image_root, folder)).as_posix()
     return image_root.as_posix()
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -20,6 +20,9 @@ from .patient_ids import stated_id
 
 logger = logging.getLogger(__name__)
 
+FROM_FOLDER = "(from the folder in file_name; give images a patient_id if that is no patient)"
+"""What is said behind a patient that no image tells."""
+
 
 @dataclass(frozen=True)
 class LesionSet:
@@ -31,6 +34,7 @@ class LesionSet:
     classes: tuple[str, ...]
     category_ids: tuple[int, ...]  # what the json numbers each of the classes
     dicts: list[dict[str, Any]]
+    folder_patients: frozenset[str]  # those that no image tells, only the name of its folder
 
 
 def load_lesion_json(
@@ -61,9 +65,9 @@ def load_lesion_json(
     classes = read_classes(json_file, content["categories"])
     mask_type = settle_mask_type(json_file, mask_type, info.get("mask_type"), classes)
     classes, category_ids = _in_house_order(json_file, mask_type, classes)
-    dicts = _read_images(json_file, content["images"], image_root)
+    dicts, folder_patients = _read_images(json_file, content["images"], image_root)
     _add_annotations(json_file, content["annotations"], dicts, category_ids)
-    return LesionSet(json_file, image_root, mask_type, classes, category_ids, list(dicts.values()))
+    return LesionSet(json_file, image_root, mask_type, classes, category_ids, list(dicts.values()), folder_patients)
 
 
 def own_image_root(json_file: Path, info: Mapping[str, Any]) -> Path:
@@ -212,10 +216,13 @@ def unnamed_patients(json_file: Path, unnamed: list[str]) -> list[str]:
     return said
 
 
-def _read_images(json_file: Path, images: list[dict], image_root: Path) -> dict[Any, dict[str, Any]]:
+def _read_images(
+    json_file: Path, images: list[dict], image_root: Path
+) -> tuple[dict[Any, dict[str, Any]], frozenset[str]]:
+    """Dataset dicts by image id, without annotations, and the patients that no image tells."""
     dicts: dict[Any, dict[str, Any]] = {}
     ids: dict[Path, Any] = {}
-    missing, unnamed = [], []
+    missing, told, unnamed = [], [], []
     for number, image in enumerate(images):
         name = str(_field(json_file, image, "file_name", f"images[{number}]"))
         image_id = _id_field(json_file, image, f"image {name}")
@@ -230,9 +237,8 @@ def _read_images(json_file: Path, images: list[dict], image_root: Path) -> dict[
         ids[path] = image_id
         if not os.path.isfile(path):
             missing.append(path)
-        patient, told = patient_of(image)
-        if not told:
-            unnamed.append(patient)
+        patient, is_told = patient_of(image)
+        (told if is_told else unnamed).append(patient)
         dicts[image_id] = {
             "file_name": str(path),
             "height": size[0],
@@ -248,7 +254,9 @@ def _read_images(json_file: Path, images: list[dict], image_root: Path) -> dict[
         )
     for message in unnamed_patients(json_file, unnamed):
         logger.warning("%s", message)
-    return dict(sorted(dicts.items())) if all(isinstance(i, int) for i in dicts) else dicts
+    if all(isinstance(i, int) for i in dicts):
+        dicts = dict(sorted(dicts.items()))
+    return dicts, frozenset(unnamed) - {*told, ""}
 
 
 def _add_annotations(

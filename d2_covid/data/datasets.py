@@ -18,10 +18,11 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ..errors import UserError
-from .coco_json import load_lesion_json
+from .coco_json import FROM_FOLDER, load_lesion_json
 from .lesion_masks import MASK_TYPES, lesion_class_names, require_mask_type
 from .pairing import natural_key
 from .slices import check_files_apart
+from .stored_range import warn_of_misread_images
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +103,8 @@ def ensure_registered(names: Iterable[str]) -> None:
         if not _NAME.fullmatch(name):
             raise UserError(
                 f"Unknown dataset {name!r}. A prepared set is called <set>_<mask type>_<split>, as cncb_merge_train; "
-                "your own json gets a name by --register-lesions NAME JSON IMAGES."
+                "your own json gets a name by --register-lesions NAME JSON IMAGES, a list of slices by "
+                "--register-slices NAME LIST IMAGES; to d2-covid validate, name the json or list itself."
             )
         _register(LesionSource(name, mask_type=_NAME.fullmatch(name)["mask_type"]))
 
@@ -116,7 +118,7 @@ def load_lesions(name: str) -> list[dict[str, Any]]:
     """Lesion dataset dicts of a name registered here; also fills in its metadata.
 
     Metadata: ``thing_classes``, ``thing_dataset_id_to_contiguous_id``, ``json_file``, ``image_root``, ``prepared``,
-    ``mask_type`` and ``evaluator_type`` ("lesion").
+    ``mask_type``, ``evaluator_type`` ("lesion") and ``folder_patients``, those that no image tells (a list).
     """
     source = _sources[name]
     loaded = load_lesion_json(source.resolve(), source.image_root, source.mask_type)
@@ -129,6 +131,7 @@ def load_lesions(name: str) -> list[dict[str, Any]]:
         prepared=source.json_file is None,
         mask_type=loaded.mask_type,
         evaluator_type="lesion",
+        folder_patients=sorted(loaded.folder_patients),
     )
     return loaded.dicts
 
@@ -136,12 +139,15 @@ def load_lesions(name: str) -> list[dict[str, Any]]:
 def check_datasets(cfg: CfgNode) -> None:
     """Load every dataset of a segmentation config, and refuse what would spoil a run after hours.
 
-    Does :func:`ensure_registered`, :func:`check_mask_type` and :func:`check_patient_splits`.
+    Does :func:`ensure_registered`, :func:`check_mask_type`, :func:`check_class_order`, :func:`check_patient_splits`
+    and :func:`.stored_range.warn_of_misread_images`.
     """
     ensure_registered([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
     loaded = _load_all([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
     check_mask_type(cfg, loaded)
+    check_class_order(cfg.DATASETS.TRAIN, cfg.DATASETS.TEST)
     check_patient_splits(cfg.DATASETS.TRAIN, cfg.DATASETS.TEST, loaded)
+    warn_of_misread_images(loaded)
 
 
 def check_mask_type(cfg: CfgNode, loaded: dict[str, list[dict]] | None = None) -> None:
@@ -186,6 +192,26 @@ def check_class_count(source: str | Path, classes: Sequence[str]) -> None:
         )
 
 
+def check_class_order(train_names: Iterable[str], test_names: Iterable[str]) -> None:
+    """Refuse datasets, once loaded, with the lesion classes of a training set in another order: each would be taken for
+    the other. Names of one's own stand in the order of their ids, the house's always in one.
+
+    Raises:
+        UserError: names both datasets and both orders.
+    """
+    train_names = list(train_names)
+    for train in train_names:
+        for name in (*train_names, *test_names):
+            first, second = (MetadataCatalog.get(one).get("thing_classes", []) for one in (train, name))
+            folded = [[label.casefold() for label in classes] for classes in (first, second)]
+            if folded[0] != folded[1] and sorted(folded[0]) == sorted(folded[1]):
+                raise UserError(
+                    f"Dataset {train} of DATASETS.TRAIN has the lesion classes {', '.join(first)}, and {name} has "
+                    f"{', '.join(second)}: by their order each would be taken for the other; number the categories "
+                    "of both jsons alike."
+                )
+
+
 def check_patient_splits(
     train_names: Iterable[str], test_names: Iterable[str], loaded: dict[str, list[dict]] | None = None
 ) -> None:
@@ -194,6 +220,8 @@ def check_patient_splits(
     Patients are the same where their ids are and their sets share the image folder or that of their json or list. With
     other folders that can't be told, since the first patients of two unrelated sets may both be called "1": a warning
     counts them, except between two prepared sets, each of which is a collection of its own.
+
+    A folder that all images of both sets lie in is no patient, where no image tells one: it is warned of.
 
     Args:
         train_names, test_names: datasets of lesions or of slices.
@@ -205,21 +233,32 @@ def check_patient_splits(
     train_names, test_names = list(train_names), list(test_names)
     loaded = _load_all([*train_names, *test_names]) if loaded is None else loaded
     patients = {name: {d.get("patient_id") for d in dicts} - {None, ""} for name, dicts in loaded.items()}
-    alike = []
+    alike, unknown = [], []
     for train in train_names:
         for test in test_names:
             shared = patients[train] & patients[test]
-            if shared and _folders(train) & _folders(test):
+            if shared and _in_one_folder(train, loaded[train]) and _in_one_folder(test, loaded[test]):
+                unknown.append(f"{train} and {test} ({shared.pop()})")
+            elif shared and _folders(train) & _folders(test):
                 listed = ", ".join(sorted(shared, key=natural_key)[:8]) + (", ..." if len(shared) > 8 else "")
+                by_folder = shared & (_folder_patients(train) | _folder_patients(test))
                 raise UserError(
-                    f"Patient{'s' * (len(shared) > 1)} {listed} in both DATASETS.TRAIN ({train}) and DATASETS.TEST "
-                    f"({test}); split by patient, so that no test slice has a neighbour in training."
+                    f"Patient{'s' * (len(shared) > 1)} {listed}{f' {FROM_FOLDER}' if by_folder else ''} in both "
+                    f"DATASETS.TRAIN ({train}) and DATASETS.TEST ({test}); split by patient, so that no test slice has "
+                    "a neighbour in training."
                 )
-            if shared and not (_is_prepared(train) and _is_prepared(test)):
+            elif shared and not (_is_prepared(train) and _is_prepared(test)):
                 alike.append(f"{len(shared)} in {train} and {test}")
             sides = {f"DATASETS.TRAIN ({train})": train, f"DATASETS.TEST ({test})": test}
             files = {side: [d["file_name"] for d in loaded[name] if "file_name" in d] for side, name in sides.items()}
             check_files_apart(files)
+    if unknown:
+        logger.warning(
+            "All images of DATASETS.TRAIN and DATASETS.TEST lie in one folder, and none tells its patient_id: %s. "
+            "Their patients are unknown; splits can't be told apart by patient, and there are no intervals over "
+            "patients.",
+            "; ".join(unknown),
+        )
     if alike:
         logger.warning(
             "DATASETS.TRAIN and DATASETS.TEST have patient ids in common, though their files lie in different folders: "
@@ -286,6 +325,17 @@ def _folders(name: str) -> set[str]:
     files = [metadata.get("json_file"), metadata.get("list_file")]
     folders = [metadata.get("image_root"), *(os.path.dirname(file) or os.curdir for file in files if file)]
     return {os.path.realpath(folder) for folder in folders if folder}
+
+
+def _folder_patients(name: str) -> set[str]:
+    """Patients of a dataset that are known by the folder of their images alone."""
+    return set(MetadataCatalog.get(name).get("folder_patients", ()))
+
+
+def _in_one_folder(name: str, dicts: Sequence[dict]) -> bool:
+    """Whether all images of a dataset lie in one folder, and none tells its patient."""
+    patients = {d.get("patient_id") for d in dicts}
+    return len(patients) == 1 and patients <= _folder_patients(name)
 
 
 def _is_prepared(name: str) -> bool:

@@ -2,7 +2,6 @@
 
 import os
 import re
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Callable, Iterator, Literal, Sequence
@@ -13,10 +12,11 @@ from ..errors import UserError
 from .dicom_headers import DicomFrame, LeftOut, read_frames
 from .dicom_series import assemble, series_key
 from .globs import expand
-from .intensity import Unit, sampled_slices
+from .intensity import Unit
 from .limits import check_shape, file_size, one_line, reading
 from .pairing import IMAGE_SUFFIXES, natural_key
-from .preprocessing import dark_16_bit, read_slice
+from .preprocessing import read_slice
+from .stored_range import misread_images
 from .volume_files import VOLUME_SUFFIXES, VolumeFormat, inflated_start, is_nifti_header, read_volume
 from .volumes import Problem, Series, renamed
 
@@ -250,19 +250,7 @@ def _loose_images(folder: Path, paths: Sequence[Path]) -> Series:
 
     identifier = _stem(files[0]) if len(files) == 1 else (folder.resolve().name or "images")
     names = tuple(path.name for path in files)
-    warnings = _darkness([files[i] for i in sampled_slices(len(files))])
-    return Series(identifier, "images", files, names, None, Unit("byte"), read_plane, warnings=warnings)
-
-
-def _darkness(files: Sequence[Path]) -> tuple[str, ...]:
-    """What to warn of where some of the images are 16-bit and nearly black: the first of them, for all."""
-    found = []
-    for path in files:
-        with suppress(UserError), reading(path):  # one that can't be read is told when its turn comes
-            found += [dark_16_bit(path)]
-    dark = [one_line(message, 600) for message in found if message is not None]
-    others = f" So it is in {len(dark)} of the {len(files)} images looked at." if len(files) > 1 else ""
-    return (dark[0] + others,) if dark else ()
+    return Series(identifier, "images", files, names, None, Unit("byte"), read_plane, warnings=misread_images(files))
 
 
 def _stem(path: Path) -> str:

@@ -1,12 +1,14 @@
 """Files that appear whole or not at all."""
 
+import csv
 import hashlib
+import io
 import json
 import os
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, Iterator
+from typing import IO, Any, Iterable, Iterator
 
 from ..errors import UserError
 
@@ -52,6 +54,28 @@ def write_json(path: str | Path, value: Any) -> None:
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
     with atomic_write(path) as file:
         file.write(text + "\n")
+
+
+def read_json(path: str | Path) -> Any:
+    """Read a json file.
+
+    Raises:
+        UserError: it can't be read, or is no json; the message names it.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"Cannot read {path}: {error.strerror or error}.") from error
+    except ValueError as error:
+        raise UserError(f"{path} is not json: {error}.") from error
+
+
+def write_csv(path: str | Path, rows: Iterable[Iterable[Any]]) -> None:
+    """Write ``rows``, the header first, as UTF-8 csv to ``path``, whole or not at all (:func:`atomic_write`)."""
+    text = io.StringIO()  # a row that raises does so before a file is begun
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    with atomic_write(path) as file:
+        file.write(text.getvalue())
 
 
 def sha256_of(path: str | Path) -> str:

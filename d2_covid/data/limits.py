@@ -38,6 +38,11 @@ def one_line(text: object, most: int = 300) -> str:
     return line if len(line) <= most else f"{line[: most - 3]}..."
 
 
+def counted(count: int, thing: str) -> str:
+    """``"1 slice"``, ``"2 slices"``."""
+    return f"{count} {thing}{'' if count == 1 else 's'}"
+
+
 @contextmanager
 def _quiet_loggers() -> Iterator[None]:
     levels = {name: logging.getLogger(name).level for name in _READERS}

@@ -17,8 +17,8 @@ has too much: main bronchi where they join the lung, and the dome of the liver w
 lesions were found, take lung and lesions together as the lung.
 
 Gray slices have no Hounsfield units; there the threshold is Otsu's, each slice stands for itself, and the result is
-approximate (:func:`lung_is_approximate`): Dice 0.95 and 0.94 against the lung masks of the Radiopaedia and Coronacases
-slices, lesions included, and 72 % and 77 % of their lesion pixels inside.
+approximate: Dice 0.95 and 0.94 against the lung masks of the Radiopaedia and Coronacases slices, lesions included, and
+72 % and 77 % of their lesion pixels inside.
 """
 
 from typing import Iterable, Iterator
@@ -47,11 +47,6 @@ _LEAST_BODY_SHARE = 0.02
 _CLOSING_MM = 10.0
 # What a slice without spacing is taken to show, across.
 _FIELD_OF_VIEW_MM = 350.0
-
-
-def lung_is_approximate(series: Series) -> bool:
-    """Whether :func:`lung_masks` has only gray values to go by."""
-    return not series.hounsfield
 
 
 def lung_masks(series: Series) -> Iterator[np.ndarray]:

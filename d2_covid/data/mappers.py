@@ -90,6 +90,20 @@ class LesionDatasetMapper:
         check_size(dataset_dict, *image.shape)
         annotations = [a for a in dataset_dict.pop("annotations", []) if not a.get("iscrowd", 0)]
 
+        image, transforms, min_size = self._drawn(dataset_dict, image)
+        dataset_dict["image"] = network_input(image, min_size, self.max_size)
+        resize = resize_transform(*image.shape, min_size, self.max_size)
+        if (resize.new_h, resize.new_w) != image.shape:
+            transforms = transforms + resize
+        dataset_dict["instances"] = lesion_instances(annotations, transforms, dataset_dict["image"].shape[1:])
+        return dataset_dict
+
+    def _drawn(self, dataset_dict: dict[str, Any], image: np.ndarray) -> tuple[np.ndarray, TransformList, int]:
+        """The slice, (H, W) ``uint8``, after the transforms drawn for it, these, and the length of its shorter edge.
+
+        Raises:
+            ValueError: the sample is to be augmented and has no ``sample_seed``.
+        """
         transforms, min_size = TransformList([]), self.min_sizes[0]
         if self.draws:
             if "sample_seed" not in dataset_dict:
@@ -97,13 +111,7 @@ class LesionDatasetMapper:
             rng = np.random.default_rng(dataset_dict["sample_seed"])
             transforms = self.augmentation.draw(rng, image)
             min_size = self._draw_size(rng)
-        image = np.ascontiguousarray(augmented(image, transforms))
-        dataset_dict["image"] = network_input(image, min_size, self.max_size)
-        resize = resize_transform(*image.shape, min_size, self.max_size)
-        if (resize.new_h, resize.new_w) != image.shape:
-            transforms = transforms + resize
-        dataset_dict["instances"] = lesion_instances(annotations, transforms, dataset_dict["image"].shape[1:])
-        return dataset_dict
+        return np.ascontiguousarray(augmented(image, transforms)), transforms, min_size
 
     def _draw_size(self, rng: np.random.Generator) -> int:
         if self.sampling == "range":

@@ -9,7 +9,6 @@ from pathlib import Path
 from ..errors import UserError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp")
-LAYOUTS = ("cncb", "flat")
 OUT_OF_PLACE = "lies in another folder than this layout's slices and masks"
 
 # Levels below the layout's own where images are still looked for, so that they can be named.

@@ -17,6 +17,8 @@ from ..errors import UserError
 
 # 16-bit gray whose highest value is below this holds 12 bits or fewer.
 _TWELVE_BITS = 4096
+# Windowed gray of a slice reaches from black far further than this; CT values with an offset, as HU + 32768, don't.
+_NARROW = 8192
 # What Pillow raises on a damaged file, by format and by how far it gets.
 _DAMAGED = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 
@@ -75,20 +77,29 @@ def turns_nearly_black(highest: float) -> bool:
     return 0 < highest < _TWELVE_BITS
 
 
-def dark_16_bit(path: str | Path) -> str | None:
-    """What to say of a 16- or 32-bit image file that :func:`read_slice` makes nearly black; None: it is no such file.
+def misread_16_bit(path: str | Path) -> tuple[str, str] | None:
+    """What to say of a 16- or 32-bit image file that :func:`read_slice` makes nearly black, or nearly one gray.
 
-    The pixels are read only where the header says more than 8 bits.
+    The pixels are read only where the header says more than 8 bits. A slice of one value alone is not called narrow.
+
+    Returns:
+        "dark_16_bit" or "narrow_16_bit", and a line that names the file; None: it is no such file.
     """
     with Image.open(path) as image:
         if not image.mode.startswith("I"):
             return None
-    highest = int(np.asarray(open_image(path)).max())
-    if not turns_nearly_black(highest):
+    pixels = np.asarray(open_image(path))
+    lowest, highest = int(pixels.min()), int(pixels.max())
+    if turns_nearly_black(highest):
+        kind, values, becomes = "dark_16_bit", f"no value above {highest}", "nearly black"
+    elif 0 <= lowest < highest <= 65535 and highest - lowest < _NARROW:
+        grays = " to ".join(str((value + 128) // 257) for value in (lowest, highest))
+        kind, values, becomes = "narrow_16_bit", f"only values from {lowest} to {highest}", f"gray {grays} of 255"
+    else:
         return None
-    return (
-        f"{path} has more than 8 bits a pixel and no value above {highest}; such slices are read as 0 to 65535, so "
-        "this one is nearly black. Save it as 8-bit after windowing, or scaled to the full range."
+    return kind, (
+        f"{path} has more than 8 bits a pixel and {values}; such slices are read as 0 to 65535, so this one is "
+        f"{becomes}. Save it as 8-bit after windowing, or scaled to the full range."
     )
 
 

@@ -19,6 +19,7 @@ from ..errors import UserError
 from .datasets import check_patient_splits, datasets_root, set_metadata
 from .slice_lists import IMAGE_CLASSES, remark_on_first
 from .slices import load_slices
+from .stored_range import warn_of_misread_images
 
 logger = logging.getLogger(__name__)
 
@@ -111,7 +112,7 @@ def check_slice_datasets(cfg: CfgNode) -> None:
     """Load every dataset of a classification config, and refuse what would spoil a run after hours.
 
     Patients and files of training and test are compared by :func:`.datasets.check_patient_splits`. Slices that name no
-    patient, and a first class that is a disease by its name, are warned of.
+    patient, images that are read as nearly one gray, and a first class that is a disease by its name, are warned of.
 
     Raises:
         UserError: an image or a list is missing, the classes differ between the sets or in number from the model's, a
@@ -127,6 +128,7 @@ def check_slice_datasets(cfg: CfgNode) -> None:
             message = "%s: %d of %d slices name no patient; sets can't be told apart by patient, nor scored by patient."
             logger.warning(message, name, unnamed, len(dicts))
     check_patient_splits(cfg.DATASETS.TRAIN, cfg.DATASETS.TEST, loaded)
+    warn_of_misread_images(loaded)
     classes = MetadataCatalog.get(next(iter(loaded))).image_classes
     if remark := remark_on_first(classes):
         logger.warning("%s; register the classes with that one first, and number the labels so.", remark)

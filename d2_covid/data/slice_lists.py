@@ -1,6 +1,7 @@
 """Lists of slices and their image class: COVIDx-CT's split files, the paper's list of 3,000, and plain CSV.
 
-Pure parsers from text to :class:`ListedSlice`; :mod:`.slices` finds the images and registers the lists.
+Pure parsers from text to :class:`ListedSlice`; :mod:`.slices` finds the images, :mod:`.slice_datasets` registers the
+lists.
 """
 
 import csv

@@ -3,8 +3,6 @@
 import copy
 from typing import Any
 
-import numpy as np
-
 from .mappers import LesionDatasetMapper
 from .preprocessing import network_input, read_slice
 
@@ -26,12 +24,6 @@ class SliceMapper(LesionDatasetMapper):
         dataset_dict = copy.copy(dataset_dict)
         image = read_slice(dataset_dict["file_name"])
         dataset_dict["height"], dataset_dict["width"] = image.shape
-        min_size = self.min_sizes[0]
-        if self.draws:
-            if "sample_seed" not in dataset_dict:
-                raise ValueError("a sample that is to be augmented needs 'sample_seed' in its dataset dict")
-            rng = np.random.default_rng(dataset_dict["sample_seed"])
-            image = np.ascontiguousarray(self.augmentation.draw(rng, image).apply_image(image))
-            min_size = self._draw_size(rng)
+        image, _, min_size = self._drawn(dataset_dict, image)
         dataset_dict["image"] = network_input(image, min_size, self.max_size)
         return dataset_dict

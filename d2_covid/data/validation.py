@@ -13,6 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from .. import __version__
+from .coco_json import FROM_FOLDER
 from .files import write_json
 from .near_duplicates import BITS, MAX_DISTANCE, near_duplicates, perceptual_hash
 from .pairing import natural_key
@@ -66,8 +67,9 @@ def validate(
     splits = [split for item in items for split in read_source(item, findings, image_root, image_classes)]
     hashes = _check_files(splits, findings, progress)
     _check_whole(splits, findings)
-    patients = _patient_numbers(splits)
     _check_splits(splits, findings)
+    _forget_common_folders(splits, findings)
+    patients = _patient_numbers(splits)
     compared = None
     if len(splits) > 1:
         compared = "splits"
@@ -155,15 +157,35 @@ def _check_splits(splits: Sequence[Split], findings: Findings) -> None:
         for image in sorted(shared_images, key=natural_key):
             message = f"{image} is in {first.name} and {second.name}."
             findings.add("image_in_two_splits", image, message, (image,))
-        if not first.folders & second.folders:
+        if not first.folders & second.folders or _in_one_folder(first, second):
             continue
         ids = {side: [entry.patient_id for entry in split.slices] for side, split in (("a", first), ("b", second))}
         for patient in sorted(patient_overlap(ids), key=natural_key):
             shown = tuple(
                 next(entry.image for entry in split.slices if entry.patient_id == patient) for split in (first, second)
             )
-            message = f"Patient {patient} is in {first.name} and {second.name}; give each patient to one split."
+            by_folder = patient in first.folder_patients | second.folder_patients
+            named = f"{patient} {FROM_FOLDER}" if by_folder else patient
+            message = f"Patient {named} is in {first.name} and {second.name}; give each patient to one split."
             findings.add("patient_in_two_splits", patient, message, shown)
+
+
+def _in_one_folder(first: Split, second: Split) -> bool:
+    """Whether all images of both lie in one folder, and none tells its patient: then the folder is none."""
+    return bool(first.folders & second.folders and first.one_folder) and first.one_folder == second.one_folder
+
+
+def _forget_common_folders(splits: Sequence[Split], findings: Findings) -> None:
+    """Leave the patients of splits that lie in one folder (:func:`_in_one_folder`) unknown."""
+    alike = [split for split in splits if any(other is not split and _in_one_folder(split, other) for other in splits)]
+    for split in alike:
+        message = (
+            f"{split.source}: all its images lie in the folder {split.one_folder}, as those of another split do: their "
+            "patients are unknown; splits can't be told apart by patient."
+        )
+        findings.add("no_patient", split.source, message)
+    for split in alike:
+        split.slices = [entry._replace(patient_id="") for entry in split.slices]
 
 
 def _patient_numbers(splits: Sequence[Split]) -> list[int]:

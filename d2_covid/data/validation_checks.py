@@ -7,7 +7,7 @@ from PIL import Image
 
 from ..errors import UserError
 from .lesion_masks import CONSOLIDATION, GGO, lesion_components, read_mask
-from .preprocessing import dark_16_bit, open_image, read_slice
+from .preprocessing import misread_16_bit, open_image, read_slice
 from .validation_findings import Findings
 from .validation_sources import TINY_AREA, CheckedSlice, Split
 
@@ -35,9 +35,10 @@ def check_slice(entry: CheckedSlice, findings: Findings) -> np.ndarray | None:
 
 
 def _check_stored(path: str, findings: Findings) -> None:
-    dark = dark_16_bit(path)
-    if dark is not None:
-        findings.add("dark_16_bit", path, dark, (path,))
+    misread = misread_16_bit(path)
+    if misread is not None:
+        kind, message = misread
+        findings.add(kind, path, message, (path,))
     with Image.open(path) as file:  # its header only
         mode = file.mode
     if mode in ("RGB", "RGBA", "P"):

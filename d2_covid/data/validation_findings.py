@@ -47,6 +47,7 @@ KINDS: dict[str, Kind] = {
     "nearly_white": Kind("warning", "nearly all white"),
     "low_contrast": Kind("warning", "few grays, unlike a CT window"),
     "dark_16_bit": Kind("warning", "12-bit values in 16 or 32 bits: reads as nearly black"),
+    "narrow_16_bit": Kind("warning", "few of the values of 16 or 32 bits, as with an offset: reads as nearly one gray"),
     "coloured": Kind("warning", "colours in it"),
     "near_duplicate": Kind("warning", "near-duplicate images"),
     "no_lesion": Kind("info", "slices without lesions"),

@@ -54,6 +54,7 @@ class Split:
             unrelated sets may both be called "1".
         class_counts: lesions, slices with the class, or slices of the class, by its name; 0 where there is none.
         without_lesion: slices without a lesion; None where slices have no lesions marked.
+        folder_patients: patients that no image tells, only the name of its folder.
     """
 
     name: str
@@ -63,6 +64,13 @@ class Split:
     slices: list[CheckedSlice] = field(default_factory=list)
     class_counts: Counter[str] = field(default_factory=Counter)
     without_lesion: int | None = None
+    folder_patients: frozenset[str] = frozenset()
+
+    @property
+    def one_folder(self) -> str:
+        """The folder that all of its images lie in, where none tells its patient; else empty."""
+        patients = {entry.patient_id for entry in self.slices}
+        return next(iter(patients)) if len(patients) == 1 and patients <= self.folder_patients else ""
 
 
 def read_source(
@@ -181,8 +189,8 @@ def _read_json(
     _check_categories(path, content["categories"], mask_type, info.get("mask_type"), findings)
     named = {_key(entry.get("id")): str(entry.get("name", "without a name")) for entry in content["categories"]}
     categories = dict(sorted(named.items(), key=lambda pair: natural_key(pair[0])))
-    images = _read_images(path, content["images"], root, findings)
-    found = Split(name, "lesion json", str(path), _folders(root, path.parent))
+    images, folder_patients = _read_images(path, content["images"], root, findings)
+    found = Split(name, "lesion json", str(path), _folders(root, path.parent), folder_patients=folder_patients)
     found.class_counts = Counter(dict.fromkeys(categories.values(), 0))
     with_lesion, tiny = set(), defaultdict(list)
     seen: set[Any] = set()
@@ -236,9 +244,13 @@ def _check_categories(path: Path, entries: list[dict], asked: str | None, told: 
             check_class_count(path, classes)
 
 
-def _read_images(path: Path, entries: list[dict], root: Path, findings: Findings) -> dict[str, CheckedSlice]:
+def _read_images(
+    path: Path, entries: list[dict], root: Path, findings: Findings
+) -> tuple[dict[str, CheckedSlice], frozenset[str]]:
+    """Slices by the key of their image id, and the patients that no image tells."""
     images: dict[str, CheckedSlice] = {}
     files: set[str] = set()
+    told: list[str] = []
     unnamed: list[str] = []
     for number, entry in enumerate(entries):
         missing = [key for key in ("file_name", "id", "height", "width") if key not in entry]
@@ -253,16 +265,15 @@ def _read_images(path: Path, entries: list[dict], root: Path, findings: Findings
             what = "the file" if file in files else f"the id {entry['id']}"
             findings.add("bad_entry", file, f"{path}: {what} of {file} is given twice in 'images'.")
             continue
-        patient, told = patient_of(entry)
-        if not told:
-            unnamed.append(patient)
+        patient, is_told = patient_of(entry)
+        (told if is_told else unnamed).append(patient)
         with findings.collecting("bad_entry", file):
             check_id(path, entry["id"], f"image {file}")
         images[_key(entry["id"])] = CheckedSlice(file, patient, None, size)
         files.add(file)
     for message in unnamed_patients(path, unnamed):
         findings.add("no_patient", path, message)
-    return images
+    return images, frozenset(unnamed) - {*told, ""}
 
 
 def _check_annotation(

@@ -128,10 +128,6 @@ class Series:
         return self._placed().affine
 
     @property
-    def affine_ras(self) -> np.ndarray:
-        return flip_lps_ras(self.affine)
-
-    @property
     def source_affine(self) -> np.ndarray:
         """(4, 4), from (column, row, slice) of the input's own grid to LPS in mm."""
         return self._placed().source_affine

@@ -10,6 +10,7 @@ import torch
 from detectron2.config import CfgNode
 
 from .. import __version__
+from ..config import config_value
 from ..data.files import atomic_write, sha256_of
 from ..data.lesion_masks import MASK_TYPES
 from ..errors import UserError
@@ -60,7 +61,7 @@ def model_facts(cfg: CfgNode, *, classifier: bool = False) -> dict[str, Any]:
         "truncation": truncation_of(cfg),
     }
     if classifier:
-        facts |= {name: _read(cfg, key) for name, key in _CLASSIFIER_FACTS.items()}
+        facts |= {name: config_value(cfg, key) for name, key in _CLASSIFIER_FACTS.items()}
     return facts
 
 
@@ -201,12 +202,6 @@ class CheckpointFolder:
 def periodic_name(iteration: int) -> str:
     """File name of the checkpoint after ``iteration``, which is the last one it has seen."""
     return f"model_{iteration:07d}.pth"
-
-
-def _read(cfg: CfgNode, key: str) -> Any:
-    for part in key.split("."):
-        cfg = cfg[part]
-    return cfg
 
 
 def _described(name: str, facts: Mapping[str, Any]) -> str:

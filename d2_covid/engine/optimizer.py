@@ -37,8 +37,7 @@ def build_optimizer(cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimiz
         "AdamW": (torch.optim.AdamW, {}),
         "SGD": (torch.optim.SGD, {"momentum": solver.MOMENTUM, "nesterov": solver.NESTEROV}),
     }
-    if solver.OPTIMIZER not in options:
-        raise UserError(f"SOLVER.OPTIMIZER must be one of {', '.join(options)}, not {solver.OPTIMIZER!r}.")
+    check_choice("SOLVER.OPTIMIZER", solver.OPTIMIZER, tuple(options))
     params = get_default_optimizer_params(
         model,
         base_lr=solver.BASE_LR,
@@ -177,8 +176,7 @@ class MixedPrecision:
     """
 
     def __init__(self, *, enabled: bool, dtype: str, device: str) -> None:
-        if dtype not in AMP_DTYPES:
-            raise UserError(f"SOLVER.AMP.DTYPE must be one of {', '.join(AMP_DTYPES)}, not {dtype!r}.")
+        check_choice("SOLVER.AMP.DTYPE", dtype, tuple(AMP_DTYPES))
         if enabled and dtype == "float16" and device != "cuda":
             raise UserError(f"SOLVER.AMP.DTYPE float16 needs CUDA, and this run trains on {device}: use bfloat16.")
         self._enabled, self._dtype, self._device = enabled, AMP_DTYPES[dtype], device

@@ -4,6 +4,8 @@ The kind is the ``evaluator_type`` in a dataset's metadata. The trainer, the eva
 it: a new kind is an entry of :data:`TASKS`.
 """
 
+import logging
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable, Sequence
@@ -28,6 +30,8 @@ from .loader import EpochOrder, Mapper, shuffled_order
 from .ranked_cache import cached_task
 from .seeding import derive_seed
 from .weights import SCHEME
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,7 @@ def lesion_train_dicts(cfg: CfgNode) -> list[dict]:
     """Slices of ``DATASETS.TRAIN``; those without a lesion stay unless ``DATALOADER.FILTER_EMPTY_ANNOTATIONS``.
 
     Raises:
-        UserError: there are none, or all annotations of a dataset are crowd regions.
+        UserError: there are none, none has a lesion, or all annotations of a dataset are crowd regions.
     """
     names = list(cfg.DATASETS.TRAIN)
     loaded = [DatasetCatalog.get(name) for name in names]
@@ -79,14 +83,40 @@ def lesion_train_dicts(cfg: CfgNode) -> list[dict]:
         if crowd and all(crowd):
             raise UserError(crowd_message(f"Dataset {name} of DATASETS.TRAIN", len(crowd), len(crowd)))
     dicts = [d for found in loaded for d in found]
+    count_lesions(names, dicts)
     if not cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
         return dicts
-    if not any(d["annotations"] for d in dicts):
+    # Names of classes may differ: check_datasets has seen to their number and order.
+    return get_detection_dataset_dicts(names, filter_empty=True, check_consistency=False)
+
+
+def count_lesions(names: Sequence[str], dicts: Sequence[dict]) -> None:
+    """Log how many lesions of each class the slices of a training set have; crowd regions are none. A class that never
+    occurs is warned of.
+
+    Args:
+        names: its datasets; classes are called as in the first.
+        dicts: dataset dicts of all of them.
+
+    Raises:
+        UserError: there is no lesion.
+    """
+    listed = ", ".join(names)
+    lesions = [[a["category_id"] for a in d["annotations"] if not a.get("iscrowd", 0)] for d in dicts]
+    counts = Counter(category for of_slice in lesions for category in of_slice)
+    if not counts:
         raise UserError(
-            f"No slice of DATASETS.TRAIN ({', '.join(names)}) has a lesion, and "
-            "DATALOADER.FILTER_EMPTY_ANNOTATIONS leaves out the others."
+            f"No slice of DATASETS.TRAIN ({listed}) has a lesion, and a model learns nothing without; give annotations "
+            "with iscrowd 0, or another dataset."
         )
-    return get_detection_dataset_dicts(names, filter_empty=True)
+    classes = MetadataCatalog.get(names[0]).get("thing_classes", [])
+    by_class = ", ".join(f"{name} {counts[number]}" for number, name in enumerate(classes))
+    with_lesion = sum(map(bool, lesions))
+    message = "DATASETS.TRAIN (%s): %d lesions (%s), on %d of %d slices"
+    logger.info(message, listed, counts.total(), by_class, with_lesion, len(dicts))
+    if absent := [name for number, name in enumerate(classes) if not counts[number]]:
+        message = "No lesion of DATASETS.TRAIN (%s) is of class %s: it can't be learned."
+        logger.warning(message, listed, ", ".join(absent))
 
 
 def check_lesions(cfg: CfgNode) -> None:

@@ -1,12 +1,11 @@
 """Keys that d2_covid does not act on, most of them Detectron2's: one that asks for something is refused."""
 
-from functools import reduce
 from pathlib import Path
-from typing import Any, Mapping, Sequence
+from typing import Mapping, Sequence
 
 from detectron2.config import CfgNode
 
-from ..config import get_config, own_keys
+from ..config import config_value, get_config, own_keys
 from ..errors import UserError
 from .hooks import best_metric
 
@@ -84,22 +83,18 @@ def check_typed_keys(cfg: CfgNode, opts: Sequence[str], config_file: str | Path 
     own = own_keys(config_file) if config_file and "SOLVER.EPOCHS" not in typed else set()
     for key, instead in counting.items():
         in_file = key in own and instead not in own | typed
-        if (key in typed or in_file) and _value(cfg, key):
+        if (key in typed or in_file) and config_value(cfg, key):
             where = "" if key in typed else f"{config_file}: "
             way_out = " (or SOLVER.EPOCHS 0)" if epochs > 0 else ""
             raise UserError(
-                f"{where}{key} {_value(cfg, key)} does nothing with SOLVER.EPOCHS {epochs}: {instead} counts; set that "
-                f"instead{way_out}."
+                f"{where}{key} {config_value(cfg, key)} does nothing with SOLVER.EPOCHS {epochs}: {instead} counts; "
+                f"set that instead{way_out}."
             )
 
 
 def _check(cfg: CfgNode, keys: Mapping[str, str], why: str) -> None:
     defaults = get_config()
     for key, instead in keys.items():
-        value = _value(cfg, key)
-        if value not in (_value(defaults, key), (), []):
+        value = config_value(cfg, key)
+        if value not in (config_value(defaults, key), (), []):
             raise UserError(f"{key} {value} {why}: {instead}.")
-
-
-def _value(cfg: CfgNode, key: str) -> Any:
-    return reduce(lambda node, part: node[part], key.split("."), cfg)

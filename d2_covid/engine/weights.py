@@ -1,6 +1,5 @@
 """Starting weights: torchvision's ImageNet ResNets by name, and checkpoints, with an account of what was loaded."""
 
-import hashlib
 import logging
 import re
 from dataclasses import dataclass, field, replace
@@ -12,6 +11,7 @@ import torch
 import torchvision
 from detectron2.config import CfgNode
 
+from ..data.files import sha256_of
 from ..errors import UserError
 from .checkpoint import FORMAT, check_facts, read_checkpoint
 
@@ -97,13 +97,12 @@ def verify_checksum(path: Path) -> bool:
         Whether there was one to compare with.
 
     Raises:
-        UserError: they differ.
+        UserError: they differ, or the file can't be read.
     """
     expected = re.search(r"-([0-9a-f]{8,64})\.pth$", path.name)
     if not expected:
         return False
-    with open(path, "rb") as file:
-        actual = hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha256(file)
+    actual = sha256_of(path)
     if not actual.startswith(expected[1]):
         raise UserError(
             f"{path} is damaged: its SHA-256 begins {actual[:8]}, not {expected[1]}; delete it and fetch it again."
@@ -239,13 +238,6 @@ def _block_part(part: str) -> str:
     if part.startswith("bn"):
         return f"conv{part[2:]}.norm"
     return _BLOCK_PARTS.get(part, part)
-
-
-def _sha256(file) -> str:
-    digest = hashlib.sha256()
-    while chunk := file.read(1 << 20):
-        digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _modules(names: list[str], limit: int = 8) -> str:

@@ -12,7 +12,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import GeneralizedRCNN
 
-from ..data.preprocessing import network_input
+from ..inference.batch import slice_record
 from .runtime import Result, Session
 
 BOX_TOLERANCE = 1e-3
@@ -91,7 +91,7 @@ def compare(model: GeneralizedRCNN, cfg: CfgNode, session: Session, image: np.nd
 @torch.no_grad()
 def reference(model: GeneralizedRCNN, cfg: CfgNode, image: np.ndarray) -> Result:
     """What the model itself says about a slice, (H, W) ``uint8``."""
-    record = _record(cfg, image)
+    record = slice_record(image, cfg)
     (output,) = model.inference([record], do_postprocess=False)
     instances = output["instances"] if isinstance(output, dict) else output
     if instances.has("pred_masks"):
@@ -175,7 +175,7 @@ def _most(values: np.ndarray) -> float:
 
 @torch.no_grad()
 def _dense_difference(model: GeneralizedRCNN, cfg: CfgNode, raw: dict[str, np.ndarray], image: np.ndarray) -> float:
-    features = model.backbone(model.preprocess_image([_record(cfg, image)]).tensor)
+    features = model.backbone(model.preprocess_image([slice_record(image, cfg)]).tensor)
     rpn = model.proposal_generator
     logits, deltas = rpn.rpn_head([features[name] for name in rpn.in_features])
     expected = {f"features_{name}": value for name, value in features.items()}
@@ -187,8 +187,3 @@ def _dense_difference(model: GeneralizedRCNN, cfg: CfgNode, raw: dict[str, np.nd
         _most(value.cpu().numpy() - raw[name]) / max(float(value.abs().max()), 1e-6) for name, value in expected.items()
     ]
     return float(np.max(shares))  # NaN if one of them is
-
-
-def _record(cfg: CfgNode, image: np.ndarray) -> dict[str, Any]:
-    tensor = network_input(image, cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
-    return {"image": tensor, "height": image.shape[0], "width": image.shape[1]}

@@ -20,8 +20,8 @@ SCHEMA_VERSION = 1
 
 INTENDED_USE = "Research on finding, outlining and classifying lung lesions in chest CT."
 LIMITS = (
-    "Trained on axial slices of chest CT of adults, under a lung window. Other scans, windows or regions of the body "
-    "give numbers too, and they mean nothing. Scores are not probabilities of disease."
+    "What it was trained on is not recorded here. Scans unlike those of its training, in source, window or region of "
+    "the body, give numbers too, and they mean nothing. Scores are not probabilities of disease."
 )
 
 

@@ -10,7 +10,8 @@ or, from Python:
     result.boxes, result.scores, result.masks, result.image_scores
 
 A slice may be a PNG or another image file (that needs Pillow), or a .npy array: uint8 gray, or Hounsfield units of any
-other type. Row 0 is the most anterior, column 0 at the patient's right. Research use only: not a medical device.
+other type, which have air in them. Row 0 is the most anterior, column 0 at the patient's right. Research use only: not
+a medical device.
 Exit status: 0 done, 2 the model or a slice can't be used: a line says why, and the other slices are done.
 """
 
@@ -28,6 +29,9 @@ import numpy as np
 
 _UNUSABLE = (OSError, ValueError, EOFError, ImportError)
 """What is raised of a slice, or a model, that can't be used."""
+
+_AIR, _LEAST_AIR = (-1500.0, -200.0), 0.01
+"""Every chest CT has air: at least this share of its pixels lies between these Hounsfield units. Below is padding."""
 
 
 @dataclass(frozen=True)
@@ -252,7 +256,10 @@ def read_slice(path, session):
     """A slice from a .npy array or an image file: (H, W) uint8."""
     if Path(path).suffix == ".npy":
         array = np.load(path, allow_pickle=False)
-        return array if array.dtype == np.uint8 else session.gray(array)
+        if array.dtype == np.uint8:
+            return array
+        _check_hounsfield(path, array)
+        return session.gray(array)
     from PIL import Image
 
     with Image.open(path) as image:
@@ -266,6 +273,21 @@ def read_slice(path, session):
                 raise ValueError(f"{path} has values outside 0 to 65535; save Hounsfield units as .npy")
             return ((values + 128) // 257).astype(np.uint8)
         return np.array(image if image.mode == "L" else image.convert("RGB").convert("L"))
+
+
+def _check_hounsfield(path, array):
+    """Refuse what can't be Hounsfield units, by d2_covid's own rule: under the window it would be all white."""
+    values = np.asarray(array, dtype=np.float64)
+    values = values[np.abs(values) < 1e30]  # the largest floats stand for no value
+    if not values.size:
+        raise ValueError(f"{path} has no pixel with a finite value")
+    low, high = _AIR
+    if np.count_nonzero((values > low) & (values < high)) < _LEAST_AIR * values.size:
+        raise ValueError(
+            f"{path}: values from {values.min():g} to {values.max():g} can't be Hounsfield units: a chest CT has air, "
+            f"below {high:g}; save Hounsfield units (stored values times RescaleSlope, plus RescaleIntercept), or gray "
+            "of the model's window as uint8"
+        )
 
 
 def main():

@@ -1,7 +1,7 @@
 """A trained model over many slices, one after another."""
 
 from pathlib import Path
-from typing import Iterable, Iterator
+from typing import Any, Iterable, Iterator
 
 import numpy as np
 import torch
@@ -32,6 +32,19 @@ def load_model(cfg: CfgNode) -> torch.nn.Module:
     return inference_model(cfg, model.eval())
 
 
+def slice_record(gray: np.ndarray, cfg: CfgNode) -> dict[str, Any]:
+    """One slice as a model of ``cfg`` takes it, in the size of evaluation.
+
+    Args:
+        gray: (H, W) ``uint8``.
+
+    Returns:
+        ``image``, (3, h, w) ``uint8``, and ``height`` and ``width``, H and W: results come in the pixels of the slice.
+    """
+    tensor = network_input(gray, cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
+    return {"image": tensor, "height": gray.shape[0], "width": gray.shape[1]}
+
+
 def predict_slices(
     model: torch.nn.Module, slices: Iterable[str | Path | np.ndarray], cfg: CfgNode
 ) -> Iterator[tuple[np.ndarray, Instances]]:
@@ -47,8 +60,7 @@ def predict_slices(
     """
     for item in slices:
         image = item if isinstance(item, np.ndarray) else read_slice(item)
-        tensor = network_input(image, cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
-        record = {"image": tensor, "height": image.shape[0], "width": image.shape[1]}
+        record = slice_record(image, cfg)
         # Only around the call: a generator that is left half-way must not leave its caller without gradients.
         with torch.inference_mode():
             output = model([record])[0]["instances"].to("cpu")

@@ -40,6 +40,7 @@ class BatchOptions:
             the same options.
         keep_tags: DICOM keywords whose values may go into the outputs.
         debug: let unforeseen errors end the run.
+        window_given: the window was asked for, so that the first series it does nothing to is worth a warning.
     """
 
     save: Sequence[str] | None = None
@@ -49,6 +50,7 @@ class BatchOptions:
     seed: int = 0
     debug: bool = False
     command: tuple[str, ...] = ()
+    window_given: bool = False
 
 
 class Progress:
@@ -84,6 +86,7 @@ class BatchRun:
         self.rows: list[SummaryRow] = []
         self._entries: list[dict[str, Any]] = []
         self._problems: list[Problem] = []
+        self._told_of_window = False
         self._started = now(), time.monotonic()
 
     def run(self) -> int:
@@ -144,6 +147,12 @@ class BatchRun:
         started = time.monotonic()
         for warning in series.warnings:
             self.report(f"warning: {warning}")
+        if self.options.window_given and not series.hounsfield and not self._told_of_window:
+            self._told_of_window = True
+            self.report(
+                f"warning: {one_line(series.identifier)}: --window does nothing to it: it is not in Hounsfield units. "
+                "Such series, as of PNG images, are taken as gray of a window already applied."
+            )
         series = with_unread(series, in_folders_of(series, self._problems))
         entry: dict[str, Any] = {
             "identifier": series.identifier,
@@ -281,7 +290,7 @@ def summary_row(result: SeriesResult) -> SummaryRow:
         status="partly" if failed else "done",
         kind=result.kind,
         slices=result.num_slices,
-        slices_with_lesion=sum(bool(one.instances) for one in result.slices),
+        slices_with_lesion=sum(one.has_lesion for one in result.slices),
         lesions=result.lesion_count,
         lesion_ml=None if result.lesion_volume_ml is None else round(result.lesion_volume_ml, 3),
         lung_share_percent=None if share is None else round(100 * share, 3),

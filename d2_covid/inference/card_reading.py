@@ -1,7 +1,6 @@
 """Read the card of a shipped model; one that is not whole and consistent is refused, its field named."""
 
 import dataclasses
-import json
 import math
 import re
 import types
@@ -10,6 +9,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any, Mapping
 
+from ..data.files import read_json
 from ..errors import UserError
 from .model_card import ModelCard
 
@@ -32,14 +32,7 @@ def read_card(path: str | Path) -> ModelCard:
     Raises:
         UserError: it can't be read, or is no whole card; the message names file and field.
     """
-    path = Path(path)
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"Cannot read {path}: {error.strerror or error}.") from error
-    except ValueError as error:
-        raise UserError(f"{path} is not json: {error}.") from error
-    return card_from_dict(value, path)
+    return card_from_dict(read_json(path), path)
 
 
 def card_from_dict(value: Any, source: str | Path) -> ModelCard:

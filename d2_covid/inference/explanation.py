@@ -12,7 +12,7 @@ from detectron2.structures import Instances
 from scipy.stats import spearmanr
 from torch import nn
 
-from ..data.preprocessing import network_input
+from .batch import slice_record
 
 
 @dataclass(frozen=True)
@@ -22,10 +22,8 @@ class Explanation:
     image_class: int
     image_logits: torch.Tensor
     """(C,)"""
-    row_contributions: torch.Tensor
-    """(D,): gradient of the class logit times input, summed over a row's five numbers."""
     contributions: torch.Tensor
-    """(n,): those of the rows, summed over the repeats of each detection. Above 0 speaks for the class."""
+    """(n,): :func:`row_contributions` summed over the rows of each detection. Above 0 speaks for the class."""
     shares: torch.Tensor
     """(n,): contributions divided by the sum of their absolute values; -1 to 1, all 0 where nothing contributes."""
     removal: torch.Tensor
@@ -43,7 +41,7 @@ class Explanation:
 
 
 def row_contributions(classifier: nn.Module, rows: torch.Tensor, image_class: int) -> torch.Tensor:
-    """Gradient times input: (D,), for rows (D, 5).
+    """Gradient of the class logit times input, summed over a row's five numbers: (D,), for rows (D, 5).
 
     Module S is piecewise linear, so that within one piece the logit is a bias plus the sum of these numbers; each is
     then exactly what the logit loses when its row is set to zero.
@@ -86,7 +84,7 @@ def explain(model: nn.Module, output: dict, image_class: int | None = None) -> E
     rows, detection = ranked.rows.detach(), ranked.detection
     if not len(ranked):
         none = torch.zeros(0)
-        return Explanation(image_class, logits.cpu(), none, none, none, none, ranked.to("cpu"))
+        return Explanation(image_class, logits.cpu(), none, none, none, ranked.to("cpu"))
     by_row = row_contributions(classifier, rows, image_class)
     contributions = by_row.new_zeros(int(detection.max()) + 1).index_add(0, detection, by_row)
     first = torch.ones_like(detection, dtype=torch.bool)
@@ -94,7 +92,6 @@ def explain(model: nn.Module, output: dict, image_class: int | None = None) -> E
     return Explanation(
         image_class=image_class,
         image_logits=logits.cpu(),
-        row_contributions=by_row.cpu(),
         contributions=contributions.cpu(),
         shares=(contributions / contributions.abs().sum().clamp(min=torch.finfo(rows.dtype).tiny)).cpu(),
         removal=removal_effects(classifier, rows, detection, image_class).cpu(),
@@ -109,7 +106,6 @@ def explain_slice(model: nn.Module, image: np.ndarray, cfg: CfgNode) -> Explanat
         model: a :class:`~d2_covid.modeling.CovidCTMaskNet` built from ``cfg``, in inference mode.
         image: (H, W) ``uint8``.
     """
-    tensor = network_input(image, cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
     with torch.no_grad():
-        (output,) = model([{"image": tensor, "height": image.shape[0], "width": image.shape[1]}])
+        (output,) = model([slice_record(image, cfg)])
     return explain(model, output)

@@ -19,8 +19,8 @@ def patient_result(
         method, k: see :func:`d2_covid.evaluation.patient_classification.patient_scores`.
 
     Returns:
-        ``image_class`` (name), ``scores`` (by name), ``slices`` (count), ``slices_by_class`` (predicted, by name),
-        ``method`` and ``k`` (None for ``mean``, which has none).
+        ``image_class`` (name), ``scores`` (by name), ``slices_by_class`` (predicted, by name) and ``k`` (None for
+        ``mean``, which has none).
 
     Raises:
         UserError: another method, or k below 1.
@@ -34,8 +34,6 @@ def patient_result(
     return {
         "image_class": image_classes[chosen],
         "scores": dict(zip(image_classes, found.tolist(), strict=True)),
-        "slices": len(scores),
         "slices_by_class": dict(zip(image_classes, votes.tolist(), strict=True)),
-        "method": method,
         "k": None if method == "mean" else k,
     }

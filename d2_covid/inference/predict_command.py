@@ -22,7 +22,7 @@ gets a folder in the output, named by its SeriesInstanceUID, file or folder; its
 a network. Where another input's result has that name, a number is added."""
 _EPILOG = f"""exit status: 0 all done; 1 some failed, the others are done; 2 could not start, or nothing to
 predict on. Outputs carry no header text of the patient unless --keep-tags names it; names of files and folders, and
-UIDs, are kept. {NOTICE}"""
+UIDs, are kept. The schema of predictions.json is d2_covid/inference/schemas/predictions.schema.json. {NOTICE}"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -109,6 +109,7 @@ def _run(args: argparse.Namespace) -> int:
         seed=args.seed,
         debug=args.debug,
         command=tuple(sys.argv),
+        window_given=args.window is not None,
     )
     with _Bar() as bar:
         for warning in predictor.source.warnings:

@@ -13,8 +13,8 @@ from detectron2.config import CfgNode
 from detectron2.modeling import GeneralizedRCNN
 from detectron2.structures import Boxes
 
-from ..data.preprocessing import network_input
 from ..errors import UserError
+from .batch import slice_record
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,8 @@ def predict_ranked(model: GeneralizedRCNN, image: np.ndarray, cfg: CfgNode) -> R
         model: built from ``cfg`` after :func:`keep_all_detections`.
         image: (H, W) ``uint8``.
     """
-    tensor = network_input(image, cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
-    record = {"image": tensor, "height": image.shape[0], "width": image.shape[1]}
+    record = slice_record(image, cfg)
+    tensor = record["image"]
     output = model([record])[0]
     instances = output["instances"].to("cpu")
     boxes, classes = instances.pred_boxes.tensor, instances.pred_classes

@@ -1,5 +1,6 @@
 """What a model says about a series, gathered slice by slice."""
 
+from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Sequence
 
@@ -103,6 +104,8 @@ class SeriesSummary:
         self._series, self._image_classes, self._k = series, tuple(image_classes), k
         self._slices: list[SliceResult] = []
         self._failed: list[FailedSlice] = []
+        # Pixels of each instance by the linker's node, by place in the slices.
+        self._pieces: dict[int, list[dict[int, int]]] = {}
         self._linker = LesionLinker() if with_masks and series.geometry is not None else None
         self._extents = series.slice_extents_mm if series.geometry is not None else None
         self._shares = series.geometry.pixel_shares if series.geometry is not None else np.ones((1, 1))
@@ -123,13 +126,8 @@ class SeriesSummary:
         self._both_pixels += result.lung_and_lesions_area_px or 0
         if self._linker is not None and labels is not None and masks is not None:
             nodes = self._linker.add(labels > 0, result.index, voxel, self._shares)
-            # An instance may be in pieces: it belongs to the lesion that most of it lies in.
-            found = [int(np.bincount(nodes[mask]).argmax()) if mask.any() else None for mask in masks]
-            instances = zip(result.instances, found, strict=True)
-            linked = tuple(replace(one, lesion=node) for one, node in instances)
-            self._slices.append(replace(result, instances=linked))
-        else:
-            self._slices.append(result)
+            self._pieces[len(self._slices)] = [_pixels_by_node(nodes[mask]) for mask in masks]
+        self._slices.append(result)
 
     def _add_volumes(self, result: SliceResult, labels: np.ndarray | None, voxel_mm3: float) -> None:
         shares = np.broadcast_to(self._shares, (result.height, result.width))
@@ -154,7 +152,8 @@ class SeriesSummary:
         lesions = None
         if self._linker is not None:
             lesions, numbers = self._linker.finish()
-            self._slices = [_numbered(result, numbers) for result in self._slices]
+            for place, pieces in self._pieces.items():
+                self._slices[place] = _numbered(self._slices[place], pieces, numbers)
         volumes = {name: mm3 / 1000 for name, mm3 in self._mm3.items()} if placed and self._with_masks else None
         share = None
         if self._with_masks and self._lung_pixels:
@@ -214,9 +213,19 @@ def _no_lung(series: Series) -> str:
     )
 
 
-def _numbered(result: SliceResult, numbers: dict[int, int]) -> SliceResult:
-    """Turn the linker's nodes in a slice's instances into numbers of lesions."""
-    if not result.instances:
-        return result
-    instances = (replace(one, lesion=None if one.lesion is None else numbers[one.lesion]) for one in result.instances)
+def _pixels_by_node(nodes: np.ndarray) -> dict[int, int]:
+    pixels = np.bincount(nodes)
+    return {int(node): int(pixels[node]) for node in np.flatnonzero(pixels)}
+
+
+def _numbered(result: SliceResult, pieces: list[dict[int, int]], numbers: dict[int, int]) -> SliceResult:
+    """A slice whose instances have the number of their lesion: one in pieces that of the lesion with most of it."""
+    instances = []
+    for instance, pixels_by_node in zip(result.instances, pieces, strict=True):
+        pixels: Counter[int] = Counter()
+        for node, count in pixels_by_node.items():
+            pixels[numbers[node]] += count
+        instances.append(
+            replace(instance, lesion=min(pixels, key=lambda number: (-pixels[number], number), default=None))
+        )
     return replace(result, instances=tuple(instances))

@@ -92,18 +92,16 @@ class SliceResult:
     contributions: Contributions | None = None
 
     @property
+    def has_lesion(self) -> bool:
+        """Whether any pixel is a lesion's; from a model without masks, whether anything was detected."""
+        return any(self.lesion_area_px.values()) if self.lesion_area_px is not None else bool(self.instances)
+
+    @property
     def lesion_area_mm2(self) -> float | None:
         """Area of all lesions together."""
         if self.lesion_area_px is None or self.pixel_area_mm2 is None:
             return None
         return sum(self.lesion_area_px.values()) * self.pixel_area_mm2
-
-    @property
-    def lesion_share_of_lung(self) -> float | None:
-        """Pixels of lesions over pixels of lung and lesions together; None without masks or without lung."""
-        if self.lesion_area_px is None or not self.lung_area_px or not self.lung_and_lesions_area_px:
-            return None
-        return sum(self.lesion_area_px.values()) / self.lung_and_lesions_area_px
 
 
 def paint_labels(masks: Sequence[np.ndarray], classes: Sequence[int], height: int, width: int) -> np.ndarray:

@@ -1,13 +1,12 @@
 """The table at the end of a run over many scans."""
 
-import csv
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Sequence
 
 from tabulate import tabulate
 
-from ..data.files import atomic_write
+from ..data.files import write_csv
 
 
 @dataclass
@@ -40,10 +39,8 @@ COLUMNS = tuple(field.name for field in fields(SummaryRow))
 
 def write_summary(path: str | Path, rows: Sequence[SummaryRow]) -> None:
     """Write the rows as CSV, whole or not at all; what a series has no number for stays empty."""
-    with atomic_write(path) as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        writer.writerows([["" if (value := getattr(row, name)) is None else value for name in COLUMNS] for row in rows])
+    cells = [["" if (value := getattr(row, name)) is None else value for name in COLUMNS] for row in rows]
+    write_csv(path, [COLUMNS, *cells])
 
 
 def printed_table(rows: Sequence[SummaryRow], width: int = 40) -> str:

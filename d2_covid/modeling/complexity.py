@@ -13,14 +13,15 @@ _SETTINGS = ("pixel_mean", "pixel_std", "num_batches_tracked")
 """Buffers that hold settings or counters: the paper's totals count weights and BatchNorm statistics only."""
 
 
+def is_counted(name: str) -> bool:
+    """Whether a parameter or buffer of this name counts as a parameter in the paper's Table 1."""
+    return not name.endswith(_SETTINGS) and "anchor_generator" not in name
+
+
 def count_parameters(model: nn.Module) -> tuple[int, int]:
     """Total (weights and BatchNorm statistics, as in the paper's Table 1) and trainable parameters of ``model``."""
-    buffers = (
-        buffer
-        for name, buffer in model.named_buffers()
-        if not name.endswith(_SETTINGS) and "anchor_generator" not in name
-    )
     parameters = list(model.parameters())
+    buffers = (buffer for name, buffer in model.named_buffers() if is_counted(name))
     total = sum(p.numel() for p in parameters) + sum(b.numel() for b in buffers)
     return total, sum(p.numel() for p in parameters if p.requires_grad)
 
@@ -36,7 +37,7 @@ def fpn_input_surplus(model: GeneralizedRCNN, channels: int = 512) -> int:
 
 
 @torch.no_grad()
-def count_flops(model: GeneralizedRCNN, size: int = 512) -> Counter:
+def count_multiply_adds(model: GeneralizedRCNN, size: int = 512) -> Counter:
     """Multiply-adds for one ``size`` x ``size`` image, by part, at the largest number of RoIs the config allows.
 
     The RPN passes on as many proposals as ``RPN.POST_NMS_TOPK_TEST``, and the mask head sees as many detections as
@@ -52,12 +53,12 @@ def count_flops(model: GeneralizedRCNN, size: int = 512) -> Counter:
     was_training = model.training
     model.eval()
     try:
-        return Counter({name: _flops(part, inputs) for name, part, inputs in _parts(model, size)})
+        return Counter({name: _multiply_adds(part, inputs) for name, part, inputs in _parts(model, size)})
     finally:
         model.train(was_training)
 
 
-def _flops(part: nn.Module, inputs: torch.Tensor | list[torch.Tensor]) -> int:
+def _multiply_adds(part: nn.Module, inputs: torch.Tensor | list[torch.Tensor]) -> int:
     analysis = FlopCountAnalysis(part, (inputs,))
     analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
     return int(analysis.total())

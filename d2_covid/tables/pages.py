@@ -9,8 +9,8 @@ from typing import Any
 from tabulate import tabulate
 
 from ..data.files import atomic_write, write_json
+from ..data.limits import counted
 from ..paper_tables import TABLE_2, TABLE_2_NOTES, TABLE_3, TABLE_3_NOTES
-from ..visualization.result_rows import counted
 from ..zoo.words import WILSON
 from .models import CLASSIFICATION, MODELS, SEGMENTATION
 from .plan import TABLE_OF, Plan

@@ -11,6 +11,7 @@ from ..data.files import sha256_of
 from ..engine.checkpoint import FINAL
 from ..engine.weights import SCHEME
 from ..errors import UserError
+from ..zoo.grids import quoted
 from .jobs import Preparation, Run, command_of
 from .models import CLASSIFICATION, MODELS, SEGMENTATION, TableModel
 from .options import IMAGENET, Options
@@ -105,13 +106,8 @@ def printed(plan: Plan, checkout: Path) -> list[str]:
     lines = [f"export DETECTRON2_DATASETS={shlex.quote(str(plan.options.data))}"]
     for job in [*plan.preparations, *plan.runs]:
         words = [word.removeprefix(f"{checkout}/") for word in command_of(job, checkout)]
-        lines.append(f"python {' '.join(map(_quoted, words))}")
+        lines.append(f"python {' '.join(map(quoted, words))}")
     return lines
-
-
-def _quoted(word: str) -> str:
-    """A word for a shell, readable where it has single quotes in it, as dataset names do."""
-    return f'"{word}"' if "'" in word and not set(word) & set('"$`\\!') else shlex.quote(word)
 
 
 def _spellings(start: str | Path) -> str | list[str]:

@@ -1,16 +1,14 @@
 """The readable page about a classifier's evaluation, to open from disk."""
 
-import base64
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Mapping
-
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ..data.files import atomic_write
 from ..evaluation.classification_metrics import metric_name
 from ..evaluation.classification_results import SlicePredictions
 from .classification_plots import confusion_plot, curves_plot, reliability_plot
+from .pages import data_uri, environment
 
 TEMPLATE = "classification.html"
 
@@ -75,19 +73,13 @@ def write_classification_page(results: Mapping[str, Any], predictions: SlicePred
 
 def classification_html(results: Mapping[str, Any], predictions: SlicePredictions) -> str:
     """The page's HTML; see :func:`write_classification_page`."""
-    environment = Environment(
-        loader=PackageLoader("d2_covid.visualization"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=StrictUndefined,
-    )
     names, measures = results["classes"], results["measures"]
     plots = {"confusion": confusion_plot(results["confusion"]["counts"], names)}
     if results["slices"]:
         plots["curves"] = curves_plot(predictions.truth, predictions.scores, names)
         plots["reliability"] = reliability_plot(results["calibration"]["bins"])
-    return environment.get_template(TEMPLATE).render(
+    template = environment().get_template(TEMPLATE)
+    return template.render(
         results=results,
         level=f"{results['intervals']['level']:.0%}".replace("%", " %"),
         overall=[(words, note, cell(measures[name])) for name, (words, note) in OVERALL.items()],
@@ -105,5 +97,5 @@ def classification_html(results: Mapping[str, Any], predictions: SlicePrediction
             )
             for method, entry in results["by_patient"].items()
         ],
-        plots={name: f"data:image/png;base64,{base64.b64encode(data).decode('ascii')}" for name, data in plots.items()},
+        plots={name: data_uri("image/png", data) for name, data in plots.items()},
     )

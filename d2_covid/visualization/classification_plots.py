@@ -3,19 +3,17 @@
 The same input gives the same bytes. C image classes, B reliability bins.
 """
 
-from io import BytesIO
 from typing import Any, Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
 from ..evaluation.classification_metrics import group_counts, precision_recall_curve, roc_curve, score_groups
+from .figures import QUIET, blank_figure, png_bytes
 
 # Okabe and Ito's colours, with a line style each: to be told apart without colour, too.
 LINES = (("#0072B2", "-"), ("#D55E00", "--"), ("#009E73", "-."), ("#CC79A7", ":"), ("#56B4E9", "-"), ("#E69F00", "--"))
-_QUIET = "#6b7480"
+DPI = 160
 
 
 def confusion_plot(counts: Sequence[Sequence[int]], class_names: Sequence[str]) -> bytes:
@@ -24,7 +22,7 @@ def confusion_plot(counts: Sequence[Sequence[int]], class_names: Sequence[str]) 
     totals = table.sum(axis=1, keepdims=True)
     shares = np.divide(table, totals, out=np.zeros(table.shape), where=totals > 0)
     side = 1.9 + 1.25 * len(class_names)
-    figure = _figure(side + 0.5, side)
+    figure = blank_figure(side + 0.5, side, DPI)
     axis = figure.subplots()
     axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     for (row, column), count in np.ndenumerate(table):
@@ -39,7 +37,7 @@ def confusion_plot(counts: Sequence[Sequence[int]], class_names: Sequence[str]) 
     axis.set_ylabel("true")
     axis.tick_params(length=0)
     axis.spines[:].set_visible(False)
-    return _png(figure)
+    return png_bytes(figure)
 
 
 def curves_plot(truth: np.ndarray, scores: np.ndarray, class_names: Sequence[str]) -> bytes:
@@ -48,7 +46,7 @@ def curves_plot(truth: np.ndarray, scores: np.ndarray, class_names: Sequence[str
     Args:
         truth: (S,) int; scores: (S, C).
     """
-    figure = _figure(9.6, 4.6)
+    figure = blank_figure(9.6, 4.6, DPI)
     roc, recall = figure.subplots(1, 2)
     for number, name in enumerate(class_names):
         positive = np.asarray(truth) == number
@@ -61,10 +59,10 @@ def curves_plot(truth: np.ndarray, scores: np.ndarray, class_names: Sequence[str
         x, y = precision_recall_curve(*counts)
         recall.plot(np.r_[0, x], np.r_[y[:1], y], style, color=colour, label=name, linewidth=1.8, drawstyle="steps-pre")
         recall.axhline(positive.mean(), color=colour, linewidth=0.8, alpha=0.5)
-    roc.plot([0, 1], [0, 1], color=_QUIET, linewidth=0.8)
+    roc.plot([0, 1], [0, 1], color=QUIET, linewidth=0.8)
     _square(roc, "1 - specificity", "sensitivity", "ROC")
     _square(recall, "recall (sensitivity)", "precision (PPV)", "precision-recall; thin lines: share of the class")
-    return _png(figure)
+    return png_bytes(figure)
 
 
 def reliability_plot(bins: Mapping[str, Any]) -> bytes:
@@ -77,20 +75,20 @@ def reliability_plot(bins: Mapping[str, Any]) -> bytes:
     count = np.array(bins["slices"], float)
     confidence, accuracy = (np.array([np.nan if v is None else v for v in bins[k]]) for k in ("confidence", "accuracy"))
     edges = np.array(bins["edges"])
-    figure = _figure(4.8, 4.6)
+    figure = blank_figure(4.8, 4.6, DPI)
     above, below = figure.subplots(2, 1, height_ratios=(4, 1), sharex=True)
-    above.plot([0, 1], [0, 1], color=_QUIET, linewidth=0.8)
+    above.plot([0, 1], [0, 1], color=QUIET, linewidth=0.8)
     above.bar(
         edges[:-1], np.nan_to_num(accuracy), np.diff(edges), align="edge", color="#56B4E9", edgecolor="white", alpha=0.6
     )
     above.plot(confidence, accuracy, "o", color="#0072B2", label="bin")
     above.set(xlim=(0, 1), ylim=(0, 1.02), ylabel="share right")
     above.set_title("reliability of the predicted class; on the line: calibrated", size="medium", loc="left")
-    below.bar(edges[:-1], count, np.diff(edges), align="edge", color=_QUIET, edgecolor="white")
+    below.bar(edges[:-1], count, np.diff(edges), align="edge", color=QUIET, edgecolor="white")
     below.set(xlabel="score of the predicted class", ylabel="slices")
     for axis in (above, below):
         _quiet(axis)
-    return _png(figure)
+    return png_bytes(figure)
 
 
 def _square(axis: Axes, x: str, y: str, title: str) -> None:
@@ -105,15 +103,3 @@ def _quiet(axis: Axes) -> None:
     axis.grid(color="#e3e6ea", linewidth=0.8)
     axis.set_axisbelow(True)
     axis.spines[["top", "right"]].set_visible(False)
-
-
-def _figure(width: float, height: float) -> Figure:
-    figure = Figure(figsize=(width, height), dpi=160, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})
-    return buffer.getvalue()

@@ -1,15 +1,13 @@
 """The course of a training, from the ``metrics.json`` that Detectron2 writes."""
 
 import json
-from io import BytesIO
 from pathlib import Path
 from typing import Any, Mapping, Sequence
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
 from ..errors import UserError
+from .figures import blank_figure, png_bytes
 
 # One of Okabe and Ito's colours and one line style each: to be told apart without colour, too.
 LOSSES = {
@@ -57,18 +55,16 @@ def series(records: Sequence[Mapping[str, Any]], key: str) -> tuple[np.ndarray, 
     return tuple(np.array(pairs, dtype=float).reshape(-1, 2).T)
 
 
-def training_curve(records: Sequence[Mapping[str, Any]], width: float = 9.0, height: float = 3.2) -> bytes:
+def training_curve(records: Sequence[Mapping[str, Any]]) -> bytes:
     """Losses over iterations, and beside them average precision where it was measured during training.
 
     Args:
         records: as :func:`read_metrics` returns them.
-        width, height: in inches, at 160 pixels an inch.
 
     Returns:
         A PNG file's bytes; the same records give the same bytes.
     """
-    figure = Figure(figsize=(width, height), dpi=160, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = blank_figure(9.0, 3.2, dpi=160)
     measured = any(len(series(records, key)[0]) for key in ACCURACIES)
     axes = figure.subplots(1, 2 if measured else 1, squeeze=False)[0]
     _plot(axes[0], records, LOSSES, "loss")
@@ -76,9 +72,7 @@ def training_curve(records: Sequence[Mapping[str, Any]], width: float = 9.0, hei
     if measured:
         _plot(axes[1], records, ACCURACIES, "average precision, %")
         axes[1].set_ylim(0, 100)
-    buffer = BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})
-    return buffer.getvalue()
+    return png_bytes(figure)
 
 
 def _plot(axis, records: Sequence[Mapping[str, Any]], lines: Mapping[str, tuple[str, str, str]], label: str) -> None:

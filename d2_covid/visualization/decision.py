@@ -13,7 +13,8 @@ from matplotlib.patches import Patch
 from .figures import QUIET, blank_figure, png_bytes, say, write_classes
 from .overlays import CLASS_COLOURS, MIN_CANVAS, box_line, box_span, display_scale, draw_labels, to_rgb
 
-# Okabe and Ito's orange and blue: bright on a slice, dark on paper. Dashes tell the two apart without colour.
+# Orange and blue after Okabe and Ito's palette: brighter on a slice, their own on paper. Dashes tell the two apart
+# without colour.
 FOR, AGAINST = CLASS_COLOURS[5], CLASS_COLOURS[0]
 FOR_BAR, AGAINST_BAR = "#D55E00", "#0072B2"
 LEAST_SHARE = 0.01

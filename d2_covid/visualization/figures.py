@@ -20,12 +20,13 @@ from matplotlib.patches import Patch, Rectangle
 from ..data.lesion_masks import CONSOLIDATION, GGO, LUNG
 from .instances import InstanceArrays
 from .overlays import CLASS_COLOURS, draw_instances
+from .pages import css
 
 # Colours of the values of a CNCB mask; lesions as on the overlays.
 MASK_COLOURS = {
     LUNG: "#3b4654",
-    GGO: "#{:02x}{:02x}{:02x}".format(*CLASS_COLOURS[0]),
-    CONSOLIDATION: "#{:02x}{:02x}{:02x}".format(*CLASS_COLOURS[1]),
+    GGO: css(CLASS_COLOURS[0]),
+    CONSOLIDATION: css(CLASS_COLOURS[1]),
 }
 TRUE, PREDICTED, QUIET = "#0b6b2e", "#c0201a", "#6b7480"
 HISTOGRAM_BINS = np.linspace(0, 1, 21)
@@ -226,9 +227,9 @@ def say(axis: Axes, text: str) -> None:
     axis.text(0.5, 0.5, text, ha="center", va="center", color=QUIET, transform=axis.transAxes)
 
 
-def blank_figure(width: float, height: float) -> Figure:
-    """A figure of so many inches, without a screen."""
-    figure = Figure(figsize=(width, height), dpi=130, layout="constrained")
+def blank_figure(width: float, height: float, dpi: int = 130) -> Figure:
+    """A figure of so many inches, at ``dpi`` pixels an inch, without a screen."""
+    figure = Figure(figsize=(width, height), dpi=dpi, layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 

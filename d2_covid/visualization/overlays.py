@@ -16,8 +16,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from .instances import InstanceArrays
 
-# Okabe and Ito's palette, which every common form of colour vision tells apart, without its dark members; first the two
-# whose contrast holds both on black and on grey lung.
+# After Okabe and Ito's palette, which every common form of colour vision tells apart: brighter, and without its dark
+# members; first the two whose contrast holds both on black and on grey lung.
 CLASS_COLOURS = ((86, 200, 255), (255, 176, 0), (240, 228, 66), (230, 140, 190), (60, 210, 160), (255, 120, 60))
 FILL_ALPHA = 0.28
 MIN_CANVAS = 512
@@ -36,7 +36,7 @@ def font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
 
 
 def display_scale(height: int, width: int) -> int:
-    """Whole factor that brings a slice to at least 512 pixels a side: 1 for 512x512, 2 for 256x256."""
+    """Whole factor that brings a slice to at least 512 pixels on its longer side: 1 for 512x512, 2 for 256x256."""
     return max(1, -(-MIN_CANVAS // max(height, width)))
 
 
@@ -58,7 +58,6 @@ def draw_instances(
     *,
     matched: np.ndarray | None = None,
     scale: int | None = None,
-    fill: bool = True,
     boxes: bool = True,
     labels: bool = True,
 ) -> np.ndarray:
@@ -70,7 +69,7 @@ def draw_instances(
         class_names: names of the K classes.
         matched: (R,) bool; instances that are False get dashed lines. None: all solid.
         scale: size of the canvas over that of the slice; None: :func:`display_scale`.
-        fill, boxes, labels: whether to draw them; outlines are always drawn where there are masks.
+        boxes, labels: whether to draw them; masks are always tinted and outlined, where there are any.
 
     Returns:
         (H * scale, W * scale, 3) uint8, RGB. ``image`` is left as it is.
@@ -81,7 +80,7 @@ def draw_instances(
     if not len(instances):
         return canvas
     masks = None if instances.masks is None else [_resize_mask(mask, scale) for mask in instances.masks]
-    if masks is not None and fill:
+    if masks is not None:
         _fill(canvas, masks, instances.classes)
 
     unit = max(1, round(max(canvas.shape[:2]) / MIN_CANVAS))

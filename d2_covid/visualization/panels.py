@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from ..data.files import atomic_write
+from ..data.limits import counted
 from .instances import InstanceArrays, in_crowd, match
 from .overlays import class_colour, display_scale, draw_instances, font, to_rgb
 
@@ -69,7 +70,7 @@ def caption(
     parts = [name] if name else []
     if truth is not None:
         lesions = int(truth.lesions.sum())
-        text = f"{lesions} lesion{'' if lesions == 1 else 's'}"
+        text = counted(lesions, "lesion")
         if found is not None and lesions:
             text += f", {int(found.sum())} found"
         parts.append(text)

@@ -4,14 +4,12 @@ The page holds the slices as JPEG pictures; lesions, lung and regions lie over t
 pixels, so that they can be switched on and off, and stay sharp at any size.
 """
 
-import base64
 import io
 from pathlib import Path
 from typing import Any, Iterator, Mapping, Sequence
 
 import cv2
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
 from ..data.files import atomic_write
@@ -23,6 +21,7 @@ from ..inference.predictor import Predictor
 from ..inference.series_result import SeriesResult
 from ..inference.slice_result import SliceResult, decode_mask
 from .overlays import class_colour
+from .pages import css, data_uri, environment
 from .report_tables import MOST_REGIONS, class_rows, deciding_slices, lesion_rows, measure_rows, regions, start_position
 from .step_charts import load_chart, score_chart
 
@@ -46,16 +45,10 @@ def write_report(
     Raises:
         UserError: it can't be written, or a slice can no longer be read.
     """
-    environment = Environment(
-        loader=PackageLoader("d2_covid.visualization"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=StrictUndefined,
-    )
     side = picture_side(len(result.slices))
     positions = {one.index: position for position, one in enumerate(result.slices)}
-    parts = environment.get_template(TEMPLATE).generate(
+    template = environment().get_template(TEMPLATE)
+    parts = template.generate(
         result=result,
         facts=result_facts(result),
         input=input_facts(series, dict(tags)),
@@ -76,7 +69,7 @@ def write_report(
         settings={
             "aspect": 1.0 if result.spacing_mm is None else result.spacing_mm[1] / result.spacing_mm[2],
             "start": start_position(result),
-            "colours": {name: _css(class_colour(k)) for k, name in enumerate(predictor.lesion_classes)},
+            "colours": {name: css(class_colour(k)) for k, name in enumerate(predictor.lesion_classes)},
             "linked": result.lesions is not None,
             "with_masks": predictor.with_masks,
         },
@@ -103,7 +96,7 @@ def picture(gray: np.ndarray, side: int = MAX_SIDE) -> str:
         gray = cv2.resize(gray, size, interpolation=cv2.INTER_AREA)
     buffer = io.BytesIO()
     Image.fromarray(gray).save(buffer, "JPEG", quality=_QUALITY, optimize=True)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getbuffer()).decode('ascii')}"
+    return data_uri("image/jpeg", buffer.getvalue())
 
 
 def outline_path(mask: np.ndarray) -> str:
@@ -146,7 +139,3 @@ def _instances(one: SliceResult, facts: Sequence[Mapping[str, Any]]) -> list[dic
         }
         for instance, fact in zip(one.instances, facts, strict=True)
     ]
-
-
-def _css(colour: tuple[int, int, int]) -> str:
-    return "#{:02x}{:02x}{:02x}".format(*colour)

@@ -27,7 +27,7 @@ def measure_rows(result: SeriesResult) -> list[Measure]:
     no_masks = all(one.lesion_area_px is None for one in result.slices)
     loose = "Loose images have no place and no size in the patient."
     why = "The model has no masks." if no_masks else loose
-    found = sum(bool(one.instances) for one in result.slices)
+    found = sum(one.has_lesion for one in result.slices)
     by_class = ""
     if result.volume_ml_by_class is not None and len(result.volume_ml_by_class) > 1:
         by_class = " By class: " + ", ".join(f"{name} {ml(v)}" for name, v in result.volume_ml_by_class.items()) + "."
@@ -59,7 +59,7 @@ def measure_rows(result: SeriesResult) -> list[Measure]:
         Measure(
             "Slices with a lesion",
             f"{found:,} of {len(result.slices):,}",
-            "At least one detection from the score threshold on.",
+            f"At least one {'detection' if no_masks else 'marked pixel'} from the score threshold on.",
         ),
         Measure(
             "Lung volume",

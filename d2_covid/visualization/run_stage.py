@@ -4,10 +4,13 @@ import json
 from pathlib import Path
 from typing import Any, Sequence
 
+from ..data.limits import counted
+from ..engine.hooks import METRICS
+from ..engine.run_record import RunRecord
 from ..errors import UserError
 from .classification_plots import confusion_plot
 from .curves import read_metrics, training_curve
-from .result_rows import class_notes, class_rows, counted, lesion_rows, results_notes
+from .result_rows import class_notes, class_rows, lesion_rows, results_notes
 from .summary import Picture, Stage
 
 PICTURES_NOTE = (
@@ -39,7 +42,7 @@ def segmentation_stage(
         UserError: a file of the run is missing or damaged.
     """
     folder = Path(folder)
-    run = read_json(folder / "run.json")
+    run = read_json(folder / RunRecord.FILE)
     results = read_json(folder / "inference" / dataset / "results.json")
     return Stage(
         title=title,
@@ -47,7 +50,7 @@ def segmentation_stage(
         facts={"Configuration": config, **run_facts(run), "Folder": str(folder.resolve())},
         results=lesion_rows(results),
         results_notes=results_notes(results),
-        curve=training_curve(read_metrics(folder / "metrics.json")),
+        curve=training_curve(read_metrics(folder / METRICS)),
         pictures=pictures,
         pictures_note=PICTURES_NOTE.format(score=score_threshold) if pictures else "",
     )
@@ -56,7 +59,7 @@ def segmentation_stage(
 def classification_stage(folder: str | Path, dataset: str, title: str, lead: str, config: str) -> Stage:
     """The part of a page about a classifier's run; arguments and errors as for :func:`segmentation_stage`."""
     folder = Path(folder)
-    run = read_json(folder / "run.json")
+    run = read_json(folder / RunRecord.FILE)
     evaluation = folder / "inference" / dataset
     results = read_json(evaluation / "results.json")
     facts = {"Configuration": config, **run_facts(run), "Folder": str(folder.resolve())}

@@ -5,6 +5,7 @@ from typing import Sequence
 
 from ..inference.slice_result import SliceResult
 from .overlays import class_colour
+from .pages import css
 
 _FIRST_IMAGE_CLASS_COLOUR = 2  # the first two belong to the lesion classes
 _DASHES = ("3 3", "8 3", "")
@@ -64,7 +65,7 @@ def load_chart(slices: Sequence[SliceResult], lesion_classes: Sequence[str]) -> 
             for position, row in enumerate(values)
             if row[number]
         )
-        curves.append(Curve(name, path, _css(number)))
+        curves.append(Curve(name, path, css(class_colour(number))))
     peak = max(range(len(slices)), key=totals.__getitem__)
     summary = "No lesions on any slice."
     if totals[peak]:
@@ -85,7 +86,8 @@ def score_chart(slices: Sequence[SliceResult], image_classes: Sequence[str]) -> 
         path = "".join(
             f"{'L' if position else 'M'}{position} {100 - 100 * score:.1f}h1" for position, score in enumerate(scores)
         )
-        curves.append(Curve(name, path, _css(_FIRST_IMAGE_CLASS_COLOUR + number), _DASHES[number % len(_DASHES)]))
+        colour = css(class_colour(_FIRST_IMAGE_CLASS_COLOUR + number))
+        curves.append(Curve(name, path, colour, _DASHES[number % len(_DASHES)]))
     counts = [sum(one.image_class == name for one in slices) for name in image_classes]
     summary = "Class with the highest score: " + ", ".join(
         f"{name} on {count} of {len(slices)} slices" for name, count in zip(image_classes, counts, strict=True)
@@ -107,7 +109,3 @@ def nice_top(value: float) -> float:
                 return top * factor
         top *= 10
     return top
-
-
-def _css(number: int) -> str:
-    return "#{:02x}{:02x}{:02x}".format(*class_colour(number))

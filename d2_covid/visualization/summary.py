@@ -1,16 +1,15 @@
 """One page about a run, to open from disk: what ran on what, how good it got, how it got there, and pictures."""
 
-import base64
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
 from typing import Any, Mapping, Sequence
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
 from ..data.files import atomic_write
+from .pages import data_uri, environment
 
 TEMPLATE = "summary.html"
 
@@ -70,16 +69,10 @@ class Stage:
 
 def summary_html(title: str, lead: str, stages: Sequence[Stage]) -> str:
     """The page as HTML that needs no other file and no network: styles and images are inside it."""
-    environment = Environment(
-        loader=PackageLoader("d2_covid.visualization"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=StrictUndefined,
-    )
-    environment.filters["photograph"] = _jpeg_uri
-    environment.filters["png"] = lambda data: _uri("image/png", data)
-    return environment.get_template(TEMPLATE).render(title=title, lead=lead, stages=stages)
+    templates = environment()
+    templates.filters["photograph"] = _jpeg_uri
+    templates.filters["png"] = lambda data: data_uri("image/png", data)
+    return templates.get_template(TEMPLATE).render(title=title, lead=lead, stages=stages)
 
 
 def write_summary(path: str | Path, title: str, lead: str, stages: Sequence[Stage]) -> None:
@@ -93,8 +86,4 @@ def _jpeg_uri(image: np.ndarray) -> str:
     # JPEG without colour subsampling: a fifth of a PNG's size, and thin coloured lines stay sharp.
     buffer = BytesIO()
     Image.fromarray(image).save(buffer, format="JPEG", quality=88, subsampling=0)
-    return _uri("image/jpeg", buffer.getvalue())
-
-
-def _uri(kind: str, data: bytes) -> str:
-    return f"data:{kind};base64,{base64.b64encode(data).decode('ascii')}"
+    return data_uri("image/jpeg", buffer.getvalue())

@@ -4,9 +4,9 @@ import argparse
 import sys
 from pathlib import Path
 
+from ..data.limits import counted
 from ..data.validation import Validation, validate, write_validation
 from ..data.validation_findings import KINDS
-from .result_rows import counted
 from .validation_sheet import write_sheet
 
 _DESCRIPTION = """Check a data set before training on it. SET is a dataset name (cncb_merge_train), a COCO json, a list

@@ -1,10 +1,10 @@
 """What was measured of a model, as its card says it."""
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any, Mapping, Sequence
 
+from ..data.files import read_json
 from ..engine.run import run_evaluation
 from ..errors import UserError
 from ..inference.model_card import Evaluation, Metric
@@ -66,12 +66,7 @@ def read_object(path: str | Path) -> dict[str, Any]:
     Raises:
         UserError: it can't be read, or holds something else.
     """
-    try:
-        value = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"Cannot read {path}: {error.strerror or error}.") from error
-    except ValueError as error:
-        raise UserError(f"{path} is not json: {error}.") from error
+    value = read_json(path)
     if not isinstance(value, dict):
         raise UserError(f"{path} must hold an object.")
     return value

@@ -97,7 +97,7 @@ class Row:
         # What lies outside the zoo's folder is called by its name alone: its path is of another machine.
         path = PurePosixPath(self.weights)
         row = replace(self, weights=path.name) if path.is_absolute() else self
-        typed = " ".join(_quoted(argument) for argument in row.arguments())
+        typed = " ".join(quoted(argument) for argument in row.arguments())
         return f"DETECTRON2_DATASETS={FOLDER}/data python tools/train_net.py {typed}"
 
 
@@ -116,9 +116,10 @@ def final_weights(row_name: str) -> str:
     return f"{run_folder(row_name)}/model_final.pth"
 
 
-def _quoted(argument: str) -> str:
-    # As people write it: "('x',)" rather than what shlex makes of it.
-    return f'"{argument}"' if "'" in argument and not set('"$`\\') & set(argument) else shlex.quote(argument)
+def quoted(word: str) -> str:
+    """A word for a shell, readable where it has single quotes in it, as names of data sets do: ``"('x',)"``."""
+    # What a shell reads within double quotes too; "!" where commands are typed into it.
+    return f'"{word}"' if "'" in word and not set(word) & set('"$`\\!') else shlex.quote(word)
 
 
 def phantom_row(model: str, recipe: str = "phantom") -> Row:

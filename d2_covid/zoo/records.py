@@ -11,11 +11,11 @@ from ..engine.checkpoint import read_checkpoint
 from ..engine.hooks import METRICS
 from ..engine.run_record import RunRecord
 from ..errors import UserError
+from ..modeling.complexity import is_counted
 from .grids import Row, record_file
 
 SCHEMA_VERSION = 1
 FINISHED, NOT_FINISHED, FAILED = "finished", "not finished", "failed"
-_NO_PARAMETERS = ("pixel_mean", "pixel_std", "num_batches_tracked")
 _METRICS_LEFT_OUT = ("APs", "APm", "APl")  # a few lesions of four patients, by size: noise
 
 
@@ -78,7 +78,7 @@ def run_facts(run: Path, facts_of_sets: Mapping[str, Any]) -> dict[str, Any]:
     final = run / "model_final.pth"
     if final.is_file():
         facts["weights_sha256"] = sha256_of(final)
-        facts["parameters"] = count_parameters(read_checkpoint(final)["model"])
+        facts["parameters"] = parameters_in(read_checkpoint(final)["model"])
     return facts
 
 
@@ -128,13 +128,9 @@ def metrics_of(results: Mapping[str, Any]) -> dict[str, dict[str, float | None]]
     return found | {f"image/{name}": _figure(entry) for name, entry in measures.items()}
 
 
-def count_parameters(state: Mapping[str, Any]) -> int:
+def parameters_in(state: Mapping[str, Any]) -> int:
     """Weights and BatchNorm statistics in a state dict, as the paper's Table 1 counts them."""
-    return sum(
-        tensor.numel()
-        for name, tensor in state.items()
-        if not name.endswith(_NO_PARAMETERS) and "anchor_generator" not in name
-    )
+    return sum(tensor.numel() for name, tensor in state.items() if is_counted(name))
 
 
 def write_record(folder: Path, record: Mapping[str, Any]) -> None:

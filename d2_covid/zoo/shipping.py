@@ -21,7 +21,6 @@ from .. import __version__
 from ..config import config_dir, get_config, merge_overrides
 from ..data.files import atomic_write, sha256_of, write_json
 from ..data.phantom import phantom_patient
-from ..data.preprocessing import network_input
 from ..engine.carried_config import carried_facts, config_from_facts
 from ..engine.checkpoint import model_facts, read_checkpoint, write_checkpoint
 from ..engine.half import STORED, half_state, without_base
@@ -29,13 +28,13 @@ from ..engine.run_record import now, read_record
 from ..engine.weights import load_state
 from ..errors import UserError
 from ..inference.agreement import agreement
-from ..inference.batch import load_model
+from ..inference.batch import load_model, slice_record
 from ..inference.card_reading import NAME, SCHEMA_VERSION, card_from_dict
 from ..inference.model_card import Comparison, Evaluation, ModelCard
 from ..inference.model_source import ModelSource, descriptive_name, find_config, model_names, resolve_model
 from ..inference.shipped import MAX_BYTES, ShippedModel, find_shipped, shipped_models, verified
 from .card_evaluations import read_object
-from .records import count_parameters
+from .records import parameters_in
 
 AUTHORED = ("summary", "intended_use", "not_intended_use", "limits", "training", "licence")
 """Fields of a card that a person writes. Of ``training``, a run's own record goes before what they say. They may name
@@ -163,7 +162,7 @@ def ship(
             "d2_covid": __version__,
             "architecture": {
                 "config": _config_name(facts, source),
-                "parameters": count_parameters(trained),
+                "parameters": parameters_in(trained),
                 "lesion_classes": list(source.lesion_classes),
                 "image_classes": list(source.image_classes),
             },
@@ -257,10 +256,7 @@ def _stored(
 
 @torch.inference_mode()
 def _compare(trained: torch.nn.Module, stored: torch.nn.Module, cfg: CfgNode, on: CompareOn) -> Comparison:
-    sizes = cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
-    records = [
-        {"image": network_input(gray, *sizes), "height": gray.shape[0], "width": gray.shape[1]} for gray in on.slices
-    ]
+    records = [slice_record(gray, cfg) for gray in on.slices]
     outputs = [[model([record])[0] for record in records] for model in (trained, stored)]
     found = dataclasses.asdict(agreement(*outputs, cfg.TEST.UNION_SCORE_THRESH))
     rounded = {name: float(f"{value:.4g}") if isinstance(value, float) else value for name, value in found.items()}

@@ -24,7 +24,7 @@ def test_span():
 
 
 def test_share_of_the_matrix_rate_is_that_of_the_median(monkeypatch):
-    monkeypatch.setattr(inference_sections, "count_flops", lambda model, size: {"box": 3})
+    monkeypatch.setattr(inference_sections, "count_multiply_adds", lambda model, size: {"box": 3})
     bench = SimpleNamespace(images=[torch.zeros(3, 8, 8)], rates={"fp32": 10.0})
     models, seconds = {context.PLAIN: None}, {context.PLAIN: [1.0, 2.0, 4.0, 9.0]}
     found = inference_sections._flops_columns(bench, models, seconds)
@@ -32,7 +32,7 @@ def test_share_of_the_matrix_rate_is_that_of_the_median(monkeypatch):
 
 
 def test_work_is_that_of_the_plain_layers_whatever_a_candidate_does(monkeypatch):
-    monkeypatch.setattr(inference_sections, "count_flops", lambda model, size: {"box": model})
+    monkeypatch.setattr(inference_sections, "count_multiply_adds", lambda model, size: {"box": model})
     bench = SimpleNamespace(images=[torch.zeros(3, 8, 8)], rates={"fp32": 1e10, "bf16": 4e10})
     models = {"torchvision": 0, context.PLAIN: 5e9, "d2_covid bf16": 1, context.STOCK: 7e9, context.MAYAKU: 9}
     found = inference_sections._flops_columns(bench, models, {name: [0.2] for name in models})

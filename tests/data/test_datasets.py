@@ -1,6 +1,7 @@
 """Dataset names, the jsons behind them, and checks across datasets."""
 
 import json
+import re
 
 from d2_covid import get_config
 from d2_covid.data import datasets
@@ -129,7 +130,8 @@ def test_prepared_sets_have_names_without_code(prepare):
 
 @pytest.mark.parametrize("name", ["lesions", "cncb_all_train", "merge_train"])
 def test_names_of_another_form_are_refused(name):
-    with pytest.raises(UserError, match=f"Unknown dataset '{name}'.*--register-lesions"):
+    said = f"Unknown dataset '{name}'.*--register-lesions NAME.*--register-slices NAME.*validate, name the json"
+    with pytest.raises(UserError, match=said):
         ensure_registered([name])
 
 
@@ -450,6 +452,105 @@ def test_a_json_named_without_its_folder_shares_that(user_json, monkeypatch):
     monkeypatch.chdir(folder)
     with pytest.raises(UserError, match="Patient p7 in both"):
         check_patient_splits(["bare_train"], ["bare_val"])
+
+
+def _of_one_folder(user_json, **splits):
+    """Registers ``own_<split>`` for each split, of entries of ``images`` or their file names, all in one folder."""
+    json_file, folder = user_json()
+    content = json.loads(json_file.read_text()) | {"annotations": []}
+    for split, entries in splits.items():
+        images = [{"file_name": entry} if isinstance(entry, str) else entry for entry in entries]
+        images = [{"id": number, "height": 10, "width": 20, **image} for number, image in enumerate(images)]
+        for image in images:
+            (folder / image["file_name"]).parent.mkdir(parents=True, exist_ok=True)
+            Image.new("L", (20, 10)).save(folder / image["file_name"])
+        (folder / f"{split}.json").write_text(json.dumps({**content, "images": images}))
+        register_lesions(f"own_{split}", folder / f"{split}.json")
+
+
+def test_a_folder_that_all_images_of_both_sets_lie_in_is_no_patient(user_json, caplog):
+    _of_one_folder(user_json, train=["JPEGImages/1.png", "JPEGImages/2.png"], val=["JPEGImages/3.png"])
+    check_patient_splits(["own_train"], ["own_val"])
+    (told,) = [record for record in caplog.records if "patients are unknown" in record.message]
+    assert told.levelname == "WARNING" and "own_train and own_val (JPEGImages)" in told.message
+    assert "in common" not in caplog.text
+    _of_one_folder(user_json, again=["JPEGImages/3.png"])
+    with pytest.raises(UserError, match=r"JPEGImages/3.png is in DATASETS.TRAIN \(own_val\) and"):
+        check_patient_splits(["own_val"], ["own_again"])
+
+
+NO_PATIENT = r" \(from the folder in file_name; give images a patient_id if that is no patient\)"
+
+
+@pytest.mark.parametrize(
+    "train, val, said",
+    [
+        (["p1/1.png", "p2/1.png"], ["p2/2.png"], f"Patient p2{NO_PATIENT} in both"),
+        (["p1/1.png", "p2/1.png"], ["p1/2.png", "p2/2.png"], f"Patients p1, p2{NO_PATIENT} in both"),
+        (["flat/1.png"], ["flat/2.png", "3.png"], f"Patient flat{NO_PATIENT} in both"),
+        (["flat/1.png"], [{"file_name": "x/2.png", "patient_id": "flat"}], f"Patient flat{NO_PATIENT} in both"),
+        *(
+            ([{"file_name": "flat/1.png", "patient_id": one}], [{"file_name": "flat/2.png", "patient_id": one}], said)
+            for one, said in (("a", "Patient a in both"), ("flat", "Patient flat in both"))
+        ),
+    ],
+)
+def test_patients_by_folder_and_told_ones_in_training_and_test_are_refused(user_json, train, val, said):
+    _of_one_folder(user_json, train=train, val=val)
+    with pytest.raises(UserError, match=said):
+        check_patient_splits(["own_train"], ["own_val"])
+
+
+def _of_two_classes(user_json, name, *classes):
+    json_file, folder = user_json(categories=[{"id": i, "name": one} for i, one in enumerate(classes, 1)])
+    content = json.loads(json_file.read_text())
+    Image.new("L", (20, 10)).save(folder / f"{name}.png")
+    content["images"] = [{"id": 2, "file_name": f"{name}.png", "height": 10, "width": 20, "patient_id": name}]
+    (folder / f"{name}.json").write_text(json.dumps(content))
+    register_lesions(name, folder / f"{name}.json")
+
+
+@pytest.mark.parametrize("train, test", [(["one", "other"], []), (["one"], ["other"])])
+def test_own_classes_in_another_order_are_refused(user_json, train, test):
+    """They have no names of the house's, by which they could be put in order."""
+    _of_two_classes(user_json, "one", "nodule", "infiltrate")
+    _of_two_classes(user_json, "other", "Infiltrate", "nodule")
+    _of_two_classes(user_json, "alike", "Nodule", "infiltrate")
+    _of_two_classes(user_json, "third", "nodule", "cyst")
+    both = ("DATASETS.MASK_TYPE", "both", "MODEL.ROI_HEADS.NUM_CLASSES", "2")
+    said = "one of .* classes nodule, infiltrate, and other has Infiltrate, nodule: .*alike"
+    with pytest.raises(UserError, match=said):
+        check_datasets(_config(train, test, *both))
+    check_datasets(_config(["one", "alike"], ["third"], *both))
+    check_datasets(_config([], ["one", "other"], *both))  # an evaluation, of each by itself
+
+
+def test_the_houses_classes_may_come_in_any_order(user_json):
+    _of_two_classes(user_json, "one", "GGO", "consolidation")
+    _of_two_classes(user_json, "other", "Consolidation", "GGO")
+    check_datasets(_config(["one"], ["other"], "DATASETS.MASK_TYPE", "both", "MODEL.ROI_HEADS.NUM_CLASSES", "2"))
+
+
+@pytest.mark.parametrize(
+    "lowest, highest, said",
+    [
+        (0, 4095, "no value above 4095; such slices .* this one is nearly black"),
+        (31700, 36900, "only values from 31700 to 36900; such slices .* this one is gray 123 to 144 of 255"),
+        (0, 65535, ""),
+        (33000, 33000, ""),
+    ],
+)
+def test_16_bit_images_that_training_would_misread_are_said(user_json, caplog, lowest, highest, said):
+    path, images = user_json()
+    pixels = np.linspace(lowest, highest, 200).astype(np.uint16).reshape(10, 20)
+    Image.fromarray(pixels).save(images / "a.png")
+    register_lesions("own", path, images)
+    check_datasets(_config(["own"], []))
+    told = [record for record in caplog.records if "8 bits" in record.message]
+    assert len(told) == bool(said)
+    for record in told:
+        assert record.levelname == "WARNING" and re.search(f"Dataset own: .*{said}", record.message)
+        assert "in 1 of the 2 images looked at" in record.message
 
 
 def test_fingerprint_tells_data_apart(prepare, tmp_path):

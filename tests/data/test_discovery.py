@@ -139,9 +139,9 @@ def test_images_are_read_as_training_reads_them(tmp_path, suffix, bits):
     assert network_input(series.gray(0, -600, 1500), 32, 64).equal(expected)
 
 
-def _save_16_bit(path, highest: int):
+def _save_16_bit(path, highest: int, lowest: int = 0):
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.linspace(0, highest, 120).astype(np.uint16).reshape(10, 12)).save(path)
+    Image.fromarray(np.linspace(lowest, highest, 120).astype(np.uint16).reshape(10, 12)).save(path)
     return path
 
 
@@ -154,6 +154,16 @@ def test_images_that_would_be_nearly_black_are_said(tmp_path):
     assert not problems and "3 of the 4 images looked at" in warning
     ((series,), _) = _split([_save_16_bit(tmp_path / "one" / "a.tif", 4095)])
     assert len(series.warnings) == 1 and "looked at" not in series.warnings[0]
+
+
+def test_images_of_values_with_an_offset_are_said_apart_from_dark_ones(tmp_path):
+    for number, (lowest, highest) in enumerate([(0, 65535), (31700, 36900), (0, 4095), (32000, 36000), (40000, 40000)]):
+        _save_16_bit(tmp_path / f"{number}.png", highest, lowest)
+    (series,), _ = _split([tmp_path])
+    narrow, dark = series.warnings
+    assert "1.png has more than 8 bits a pixel and only values from 31700 to 36900" in narrow
+    assert "is gray 123 to 144 of 255" in narrow and "2 of the 5 images looked at" in narrow
+    assert "2.png" in dark and "1 of the 5 images looked at" in dark
 
 
 def test_looking_for_dark_images_reads_a_few_and_only_those_of_16_bits(tmp_path, monkeypatch):

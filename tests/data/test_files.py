@@ -4,7 +4,7 @@ import errno
 import json
 import os
 
-from d2_covid.data.files import atomic_write, write_json
+from d2_covid.data.files import atomic_write, read_json, write_csv, write_json
 from d2_covid.errors import UserError
 
 import pytest
@@ -67,3 +67,28 @@ def test_nan_never_reaches_a_json(tmp_path):
     with pytest.raises(ValueError):
         write_json(tmp_path / "a.json", float("nan"))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_csv_is_quoted_where_it_must_be_and_whole_or_absent(tmp_path):
+    write_csv(tmp_path / "a.csv", [("file", "label"), ('a "b", c', 1), ("", None)])
+    assert (tmp_path / "a.csv").read_bytes() == b'file,label\n"a ""b"", c",1\n,\n'
+
+    def rows():
+        yield ["file"]
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        write_csv(tmp_path / "b.csv", rows())
+    assert [p.name for p in tmp_path.iterdir()] == ["a.csv"]
+
+
+def test_a_json_that_cannot_be_read_is_named(tmp_path):
+    path = tmp_path / "a.json"
+    with pytest.raises(UserError, match="Cannot read .*a.json: No such file"):
+        read_json(path)
+    for content in (b"{", b"\xff"):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match="a.json is not json"):
+            read_json(path)
+    write_json(path, {"é": 1})
+    assert read_json(path) == {"é": 1}

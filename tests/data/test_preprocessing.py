@@ -1,6 +1,6 @@
 """The one path from a slice to the network's input."""
 
-from d2_covid.data.preprocessing import dark_16_bit, network_input, read_slice, window_to_uint8
+from d2_covid.data.preprocessing import misread_16_bit, network_input, read_slice, window_to_uint8
 from d2_covid.errors import UserError
 
 import numpy as np
@@ -61,8 +61,26 @@ def test_16_bit_is_scaled_from_its_full_range(tmp_path):
 def test_dark_gray_is_said_to_have_more_than_8_bits(tmp_path, bits):
     Image.fromarray(np.array([[0, 4095]], dtype=np.uint16 if bits == 16 else np.int32)).save(tmp_path / "slice.tif")
     assert read_slice(tmp_path / "slice.tif").max() == 16
-    message = dark_16_bit(tmp_path / "slice.tif")
-    assert "slice.tif has more than 8 bits a pixel and no value above 4095" in message
+    kind, message = misread_16_bit(tmp_path / "slice.tif")
+    assert kind == "dark_16_bit" and "slice.tif has more than 8 bits a pixel and no value above 4095" in message
+
+
+@pytest.mark.parametrize("bits", [16, 32])
+@pytest.mark.parametrize(
+    ("lowest", "highest", "narrow"),
+    [(31700, 36900, True), (0, 8191, True), (0, 8192, False), (57344, 65535, True), (5000, 5000, False), (0, 0, False)],
+)
+def test_few_values_of_many_are_said(tmp_path, bits, lowest, highest, narrow):
+    values = np.array([[lowest, highest]], dtype=np.uint16 if bits == 16 else np.int32)
+    Image.fromarray(values).save(tmp_path / "slice.tif")
+    found = misread_16_bit(tmp_path / "slice.tif")
+    assert (found is not None) == narrow
+    if narrow:
+        kind, message = found
+        dark, bright = read_slice(tmp_path / "slice.tif").ravel()
+        assert kind == "narrow_16_bit" and f"only values from {lowest} to {highest};" in message
+        assert "slice.tif has more than 8 bits a pixel" in message
+        assert f"so this one is gray {dark} to {bright} of 255" in message
 
 
 @pytest.mark.parametrize("values", [np.array([[-5, 7]], np.int32), np.array([[0.5, 7]], np.float32)])

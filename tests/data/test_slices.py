@@ -237,6 +237,19 @@ def test_an_image_in_training_and_test_is_refused(tmp_path, catalog):
         check_slice_datasets(config("all", "other"))
 
 
+def test_16_bit_images_that_training_would_misread_are_said(tmp_path, catalog, caplog):
+    lines = ["file,label,patient_id", *(f"{i}.png,{i % 3},p{i}" for i in range(20))]
+    list_file, images = make(tmp_path, lines)
+    for i in range(20):
+        pixels = np.linspace(31700, 36900 if i else 65535, 64).astype(np.uint16).reshape(8, 8)
+        Image.fromarray(pixels).save(images / f"{i}.png")
+    register_slices("offset", list_file, images)
+    check_slice_datasets(get_config(opts=["DATASETS.TRAIN", ("offset",)]))
+    (told,) = [record for record in caplog.records if "8 bits" in record.message]
+    assert told.levelname == "WARNING" and "Dataset offset: " in told.message
+    assert "is gray 123 to 144 of 255" in told.message and "in 4 of the 5 images looked at" in told.message
+
+
 @pytest.mark.parametrize("classes", [[0] * 7 + [1] * 2 + [2], [0, 1], [1, 1, 1], []])
 def test_balanced_epoch(classes):
     indices = balanced_indices(classes, np.random.default_rng(3))

@@ -96,6 +96,10 @@ def _dark_16_bit(folder):
     _save(folder / "image/1/1.png", _picture(0).astype(np.uint16) * 16)
 
 
+def _offset_16_bit(folder):
+    _save(folder / "image/1/1.png", _picture(0).astype(np.uint16) * 20 + 31700)
+
+
 def _coloured(folder):
     pixels = np.repeat(_picture(0)[..., None], 3, axis=2)
     pixels[:4, :4] = (255, 0, 0)
@@ -116,6 +120,8 @@ DEFECTS = {
     "white": (lambda f: _save(f / "image/1/1.png", 255 - _picture(0) // 40), {"nearly_white": 1}),
     "narrow": (lambda f: _save(f / "image/1/1.png", 100 + _picture(0) // 6), {"low_contrast": 1}),
     "12 bits in 16": (_dark_16_bit, {"dark_16_bit": 1, "nearly_black": 0}),
+    "an offset in 16": (_offset_16_bit, {"narrow_16_bit": 1}),
+    "constant in 16": (lambda f: _save(f / "image/1/1.png", np.full((48, 64), 33000, np.uint16)), {"constant": 1}),
     "colours": (_coloured, {"coloured": 1}),
     "copy": (lambda f: _save(f / "image/2/1.png", _picture(0)), {"near_duplicate": 1}),
 }
@@ -356,6 +362,38 @@ def test_a_patient_in_two_splits_is_an_error(coco):
     (one,) = found.findings.kept("patient_in_two_splits")
     assert one.file == "3" and found.errors == 1 and found.compared == "splits"
     assert validate([coco("train", [1, 2]), coco("val", [3, 4])]).errors == 0
+
+
+def _tell_no_patient(content):
+    for image in content["images"]:
+        del image["patient_id"]
+
+
+def test_a_folder_that_all_images_of_two_splits_lie_in_is_no_patient(coco, tmp_path, capsys):
+    names = [str(coco(split, ["JPEGImages"], _tell_no_patient)) for split in ("train", "val")]
+    found = validate(names)
+    assert found.errors == 0 and [entry.patient_id for split in found.splits for entry in split.slices] == ["", ""]
+    told = [one.message for one in found.findings.kept("no_patient") if "patients are unknown" in one.message]
+    assert [message.split(": ")[0] for message in told] == names and all("folder JPEGImages" in one for one in told)
+    assert main(["validate", *names, "--output", str(tmp_path / "out")]) == 0
+    assert capsys.readouterr().out.count("1 slice of unknown patients") == 2
+    # Their neighbours are looked for then.
+    copy = tmp_path / "image/JPEGImages/val.png"
+    copy.write_bytes(copy.with_name("train.png").read_bytes())
+    assert _found(*names)["near_duplicate"] == 1
+
+
+@pytest.mark.parametrize("val", [["p2", "p3"], ["p2"]])
+def test_a_patient_by_folder_in_two_splits_is_an_error_that_says_so(coco, val):
+    found = validate([coco("train", ["p1", "p2"], _tell_no_patient), coco("val", val, _tell_no_patient)])
+    (one,) = found.findings.kept("patient_in_two_splits")
+    assert found.errors == 1 and one.file == "p2"
+    assert one.message.startswith("Patient p2 (from the folder in file_name; give images a patient_id if that is no ")
+
+
+def test_one_patient_that_both_splits_tell_is_an_error(coco):
+    (one,) = validate([coco("train", ["a"]), coco("val", ["a"])]).findings.kept("patient_in_two_splits")
+    assert one.message.startswith("Patient a is in train.json and val.json;")
 
 
 def test_one_image_in_two_splits(coco, tmp_path):

@@ -87,9 +87,13 @@ def test_the_list_is_read_by_training(tool, source, tmp_path, load):
         assert b"MRN-4711" not in path.read_bytes() and b"Doe^Jane" not in path.read_bytes()
 
 
-def test_another_window(tool, source, scans, tmp_path):
+def test_another_window(tool, source, scans, tmp_path, capsys):
     window = ["--level", "40", "--width", "400"]
-    assert tool.main([str(source / "loose.nii"), "--output", str(tmp_path / "out"), "--label", "0", *window]) == 0
+    plain = [str(source / "loose.nii"), "--output", str(tmp_path / "out"), "--label", "0"]
+    assert tool.main(plain) == 0
+    assert "INPUT.WINDOW" not in capsys.readouterr().out
+    assert tool.main([*plain, *window]) == 0
+    assert "train on them with INPUT.WINDOW.LEVEL 40 INPUT.WINDOW.WIDTH 400:" in capsys.readouterr().out
     pixels = read_slice(tmp_path / "out" / "loose" / "0001.png")
     np.testing.assert_array_equal(pixels, window_to_uint8(scans.body(2)[1], 40, 400))
 

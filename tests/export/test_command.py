@@ -108,6 +108,14 @@ def test_the_terms_of_weights_that_ship_go_with_them(lesion_weights):
         assert info.get("base") == (card.base and {"name": card.base.name, "sha256": card.base.sha256})
 
 
+def test_limits_without_a_card_claim_nothing_of_the_training(lesion_weights):
+    info = describe(resolve_model(None, lesion_weights, "cpu"), **FACTS)
+    (limits,) = info["limits"]
+    assert "What it was trained on is not recorded" in limits and "adults" not in limits
+    assert "they mean nothing" in limits and "not probabilities of disease" in limits
+    assert info["intended_use"].startswith("Research") and "not for diagnosis" in info["notice"]
+
+
 def test_an_onnx_runtime_of_another_package_serves(lesion_weights, monkeypatch):
     modules = {name: pytest.importorskip(name) for name in ("onnx", "onnxscript", "onnxruntime")}
     source = resolve_model(None, lesion_weights, "cpu")

@@ -5,6 +5,7 @@ import hashlib
 import json
 import sys
 
+from d2_covid.data.intensity import LEAST_AIR
 from d2_covid.data.preprocessing import window_to_uint8
 from d2_covid.export import runtime
 
@@ -132,3 +133,56 @@ def test_needs_numpy_alone_to_be_imported():
             assert node.level == 0
             names.add(node.module.partition(".")[0])
     assert names - set(sys.stdlib_module_names) == {"numpy"}
+
+
+class Windows:
+    """Of a session, what reads Hounsfield units."""
+
+    def gray(self, hounsfield):
+        return runtime.window_to_gray(hounsfield, -600, 1500)
+
+
+STORED = np.linspace(0, 4095, 10_000).reshape(100, 100)
+TISSUE = np.full((100, 100), 40.0)
+LEAST = round(LEAST_AIR * TISSUE.size)
+
+
+@pytest.mark.parametrize(
+    "values, said",
+    [
+        (STORED.astype(np.uint16), "values from 0 to 4095 can't be Hounsfield units"),
+        ((STORED / 4095).astype(np.float32), "values from 0 to 1 can't be Hounsfield units"),
+        (np.where(STORED < 1000, -3024, TISSUE), "values from -3024 to 40 can't be"),  # padding is no air
+        (np.full((8, 8), np.nan), "no pixel with a finite value"),
+        (np.full((8, 8), np.finfo(np.float32).max, np.float32), "no pixel with a finite value"),
+    ],
+)
+def test_arrays_that_can_not_be_hounsfield_units_are_refused(tmp_path, values, said):
+    path = tmp_path / "slice.npy"
+    np.save(path, values)
+    with pytest.raises(ValueError, match=said) as error:
+        runtime.read_slice(path, Windows())
+    assert str(error.value).startswith(str(path)) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("dtype", [np.int16, np.float32, np.float64])
+def test_arrays_with_air_are_hounsfield_units(tmp_path, dtype):
+    """From as little air on as predict asks for; values that are none count for nothing."""
+    path, values = tmp_path / "slice.npy", TISSUE.astype(dtype)
+    values.flat[:LEAST] = -900
+    np.save(path, values)
+    np.testing.assert_array_equal(runtime.read_slice(path, Windows()), window_to_uint8(values, -600, 1500))
+    values.flat[0] = 40
+    np.save(path, values)
+    with pytest.raises(ValueError, match="a chest CT has air"):
+        runtime.read_slice(path, Windows())
+    if dtype != np.int16:
+        values.flat[-100:] = np.nan
+        np.save(path, values)
+        assert runtime.read_slice(path, Windows()).shape == (100, 100)
+
+
+def test_gray_of_an_array_is_taken_as_it_is(tmp_path):
+    gray = np.full((8, 8), 255, np.uint8)
+    np.save(tmp_path / "slice.npy", gray)
+    np.testing.assert_array_equal(runtime.read_slice(tmp_path / "slice.npy", Windows()), gray)

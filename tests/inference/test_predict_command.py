@@ -213,6 +213,28 @@ def test_a_model_that_is_not_there(options, message, folder, tmp_path, capsys, m
     assert message in err and err.count("\n") == 1 and not (tmp_path / "out").exists()
 
 
+def test_a_window_that_does_nothing_is_said_once(predict, folder, capsys):
+    window = ("--save", "json", "--window", "-600", "1500")
+    (folder / "more").mkdir()
+    (folder / "more" / "other.png").write_bytes((folder / "images" / "slice.png").read_bytes())
+    for arguments, expected in (
+        ((folder, *window), 1),
+        ((folder / "a", *window), 0),  # in Hounsfield units
+        ((folder / "images", "--save", "json"), 0),
+    ):
+        assert predict(*arguments)[0] == 0
+        told = [line for line in capsys.readouterr().err.splitlines() if "--window" in line]
+        assert len(told) == expected and all("slice: --window does nothing" in line for line in told)
+        assert all(line.startswith("warning: ") and "not in Hounsfield units" in line for line in told)
+
+
+def test_the_help_names_the_schema(repository, capsys):
+    with pytest.raises(SystemExit):
+        main(["predict", "--help"])
+    (path,) = [word for word in capsys.readouterr().out.split() if "schemas/" in word]
+    assert (repository / path.rstrip(".")).is_file()
+
+
 def test_scouts_are_left_out_and_said(predict, folder, scans, capsys):
     scout = scans.dicom(scans.body(1)[0], series="1.9", ImageType=["ORIGINAL", "LOCALIZER"])
     scans.save(folder / "a" / "scout.dcm", scout)

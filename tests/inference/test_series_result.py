@@ -6,6 +6,7 @@ from d2_covid.data.discovery import discover
 from d2_covid.data.intensity import Unit
 from d2_covid.data.lung import lung_masks
 from d2_covid.data.volumes import Series, series_from_array
+from d2_covid.inference.batch_run import summary_row
 from d2_covid.inference.predictions_json import result_facts
 from d2_covid.inference.series_result import SeriesSummary, classes_by_rule
 from d2_covid.inference.slice_result import LesionInstance, SliceResult, decode_mask, label_map, paint_labels
@@ -81,7 +82,7 @@ def test_lesions_without_a_lung_have_no_share(known):
     volume[:, :, :20] = -853
     result = known.volume(volume, SPACING)
     assert result.lesion_count == 1 and result.lesion_volume_ml > 0 and result.lung_volume_ml == 0
-    assert result.lesion_share_of_lung is None and [one.lesion_share_of_lung for one in result.slices] == [None] * 2
+    assert result.lesion_share_of_lung is None and [one.lung_area_px for one in result.slices] == [0, 0]
     assert result_facts(result)["lesion_share_of_lung"] is None
     (share,) = [row for row in measure_rows(result) if row.name == "Share of the lung"]
     assert (share.value, share.limits) == ("none", "No lung was found.")
@@ -94,7 +95,7 @@ def test_a_lung_in_one_slice_is_a_lung(known, scans):
     volume[0] = -853
     result = known.volume(volume, SPACING)
     first, second = result.slices
-    assert first.lesion_share_of_lung is None and 0 < second.lesion_share_of_lung < 1
+    assert first.lung_area_px == 0 and 0 < sum(second.lesion_area_px.values()) < second.lung_and_lesions_area_px
     assert 0 < result.lesion_share_of_lung < 1 and result.warnings == ()
 
 
@@ -177,7 +178,7 @@ def test_uneven_slices_count_with_their_own_extent_in_lung_and_share(known, scan
     both = extents @ [(lung | lesion).sum() for lung, lesion in zip(lungs, lesions)] * 0.8 / 1000
     assert result.lesion_share_of_lung == pytest.approx(volumes[1] / both)
     for one, lung, lesion in zip(result.slices, lungs, lesions):
-        assert one.lesion_share_of_lung == lesion.sum() / (lung | lesion).sum() < lesion.sum() / lung.sum()
+        assert one.lung_and_lesions_area_px == (lung | lesion).sum() > lung.sum()
         assert one.lesion_area_mm2 == pytest.approx(lesion.sum() * 0.8)
 
 
@@ -190,3 +191,33 @@ def test_an_instance_in_pieces_belongs_to_the_lesion_that_most_of_it_lies_in(sca
     summary.add(SliceResult(0, "0", *mask.shape, instances, {"lesion": 40}, 0.8), mask.astype(np.uint8), mask[None])
     result = summary.finish({})
     assert [one.voxels for one in result.lesions] == [36, 4] and result.slices[0].instances[0].lesion == 1
+
+
+def test_pieces_that_meet_in_another_slice_count_together(scans):
+    series = series_from_array(scans.body(2), SPACING)
+    whole, pieces = np.zeros((2, *series.shape[1:]), bool)
+    whole[2:6, 2:22] = True
+    pieces[2:6, 2:12] = pieces[2:6, 14:22] = True  # 40 + 32 pixels of the lesion above
+    pieces[10:15, 2:12] = True  # 50 of another
+    summary = SeriesSummary(series, ("lesion",), (), with_masks=True, k=3)
+    for index, mask in enumerate((whole, pieces)):
+        instances = (LesionInstance((2, 2, 22, 15), 0.9, "lesion"),)
+        area = {"lesion": int(mask.sum())}
+        summary.add(SliceResult(index, "0", *mask.shape, instances, area, 0.8), mask.astype(np.uint8), mask[None])
+    result = summary.finish({})
+    assert [one.voxels for one in result.lesions] == [152, 50]
+    assert [one.instances[0].lesion for one in result.slices] == [1, 1]
+
+
+@pytest.mark.parametrize("masks, found", [(True, 0), (False, 1)], ids=["mask without a pixel", "no mask head"])
+def test_slices_with_a_lesion_are_those_with_a_marked_pixel(scans, masks, found):
+    series = series_from_array(scans.body(1), SPACING)
+    shape = series.shape[1:]
+    instances = (LesionInstance((2, 2, 22, 22), 0.6, "lesion", area_px=0 if masks else None),)
+    one = SliceResult(0, "0", *shape, instances, {"lesion": 0} if masks else None, 0.8)
+    summary = SeriesSummary(series, ("lesion",), (), with_masks=masks, k=3)
+    summary.add(one, *(np.zeros(shape, np.uint8), np.zeros((1, *shape), bool)) if masks else (None, None))
+    result = summary.finish({})
+    assert summary_row(result).slices_with_lesion == found
+    (row,) = [row for row in measure_rows(result) if row.name == "Slices with a lesion"]
+    assert row.value == f"{found} of 1" and ("marked pixel" in row.limits) == masks

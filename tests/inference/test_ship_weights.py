@@ -3,7 +3,7 @@
 import importlib.util
 import json
 
-from d2_covid.data.datasets import register_lesions
+from d2_covid.data.datasets import lesion_source, register_lesions
 from d2_covid.data.files import sha256_of
 from d2_covid.engine.checkpoint import read_checkpoint, write_checkpoint
 from d2_covid.errors import UserError
@@ -11,7 +11,7 @@ from d2_covid.inference import shipped
 from d2_covid.inference.shipped import find_shipped, shipped_names
 from d2_covid.zoo import shipping
 from d2_covid.zoo.card_evaluations import evaluation_of
-from d2_covid.zoo.records import count_parameters
+from d2_covid.zoo.records import parameters_in
 from d2_covid.zoo.shipping import add_evaluations, draft_of, left_behind, read_facts, ship
 
 import numpy as np
@@ -66,7 +66,7 @@ def test_the_command_ships_a_model(run, trained, facts, images, tmp_path, capsys
     assert card.size_bytes < 0.51 * (trained / "lesion.pth").stat().st_size
     assert card.storage.trained_sha256 == sha256_of(trained / "lesion.pth")
     # Those of the trained model, not of the copy that predicts, which holds its convolutions in two forms.
-    assert card.architecture.parameters == count_parameters(read_checkpoint(trained / "lesion.pth")["model"])
+    assert card.architecture.parameters == parameters_in(read_checkpoint(trained / "lesion.pth")["model"])
     found = card.storage.comparison
     assert (found.on, found.slices) == ("noise", 2) and found.detections > 0 and 0 < found.score_difference < 5e-3
     assert found.mask_dice > 0.9
@@ -320,6 +320,16 @@ def test_the_stored_weights_are_measured(run, ships, discs, capsys):
     assert "mask AP50" in capsys.readouterr().out
     assert run("--name", "tiny_lesion", "--evaluate", "two discs", discs, "--device", "cpu") == 0
     assert len(find_shipped("tiny_lesion").card.evaluation) == 1, "the same data once more take the old figures' place"
+
+
+def test_data_of_ones_own_get_a_name_to_be_measured_on(run, ships, discs):
+    own = lesion_source(discs).json_file
+    register = ("--register-lesions", "my_discs", own, own.parent)
+    assert run("--name", "tiny_lesion", *register, "--evaluate", "mine", "my_discs", "--device", "cpu") == 0
+    (found,) = find_shipped("tiny_lesion").card.evaluation
+    assert (found.data, found.slices, found.lesions) == ("mine", 2, 2)
+    with pytest.raises(UserError, match="--register-slices my_list: it takes NAME LIST"):
+        run("--name", "tiny_lesion", "--register-slices", "my_list")
 
 
 def _record(sha256, **changes):

@@ -1,9 +1,11 @@
 """The paper's Figures 2 and 3, from arrays and from the command line."""
 
 import importlib.util
+import json
 from io import BytesIO
 
 from d2_covid import get_config
+from d2_covid.data import datasets
 from d2_covid.data.figure_slices import dataset_slices, file_slices, partner_mask
 from d2_covid.data.lesion_masks import encode_mask
 from d2_covid.engine.carried_config import carried_facts
@@ -229,6 +231,31 @@ def test_the_tool_draws_with_any_models(tool, weights, dataset, tmp_path, capsys
     assert f"Figure {figure} of {3 if figure == '3' else 4} slices" in capsys.readouterr().out
 
 
+def test_the_tool_draws_a_json_of_ones_own(tool, weights, tmp_path, monkeypatch):
+    lesion = np.zeros((64, 64), bool)
+    lesion[8:24, 8:24] = True
+    Image.fromarray(np.where(lesion, 200, 60).astype(np.uint8)).save(tmp_path / "a.png")
+    content = {
+        "images": [{"id": 1, "file_name": "a.png", "height": 64, "width": 64}],
+        "annotations": [
+            {"id": 1, "image_id": 1, "category_id": 1, "bbox": [8, 8, 16, 16], "segmentation": encode_mask(lesion)}
+        ],
+        "categories": [{"id": 1, "name": "lesion"}],
+    }
+    (tmp_path / "own.json").write_text(json.dumps(content))
+    drawn, own = [], ("own_json_for_figures", str(tmp_path / "own.json"), str(tmp_path))
+    monkeypatch.setattr(tool, "figure_2", lambda slices, *_, **__: drawn.extend(slices) or b"")
+    arguments = ["--figure", "2", "--register-lesions", *own, "--output", str(tmp_path / "f.png")]
+    try:
+        assert tool.main([*arguments, *options(weights, "segmentation"), *TINY]) == 0
+    finally:
+        DatasetCatalog.remove(own[0])
+        MetadataCatalog.remove(own[0])
+        datasets._sources.pop(own[0])
+    (shown,) = drawn
+    np.testing.assert_array_equal(shown.truth, np.where(lesion, 2, 0))
+
+
 @pytest.fixture(scope="module")
 def own_classes(weights, tmp_path_factory):
     """The tiny classifier as one trained on three classes of another order than the paper's."""
@@ -265,6 +292,7 @@ def test_a_dataset_of_other_class_names_is_refused(tool, own_classes, dataset, t
     [
         (["--input", "a.png", "--dataset", "x"], "Give slices"),
         ([], "Give slices"),
+        (["--input", "a.png", "--register-lesions", "x", "x.json", "."], "Give slices"),
         (["--dataset", "x", "--true-class", "0"], "--true-class goes with --input"),
         (["--dataset", "x", "--segmentation-config", "y"], "goes with --segmentation-weights"),
         (["--dataset", "x", "--number", "0"], "--number 0"),

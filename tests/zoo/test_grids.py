@@ -4,7 +4,7 @@ import shlex
 
 from d2_covid import get_config
 from d2_covid.errors import UserError
-from d2_covid.zoo.grids import CLASSIFIER_GRIDS, GRIDS, MODELS, changed, classifier_rows, lesion_grid
+from d2_covid.zoo.grids import CLASSIFIER_GRIDS, GRIDS, MODELS, changed, classifier_rows, lesion_grid, quoted
 from d2_covid.zoo.words import RECIPES
 
 import pytest
@@ -146,3 +146,10 @@ def test_weights_from_elsewhere_stand_in_the_command_by_name_alone(tmp_path):
 def test_an_unknown_grid_is_named():
     with pytest.raises(UserError, match="no grid 'tunned'; there are phantom, tuned"):
         lesion_grid("tunned")
+
+
+def test_words_are_quoted_as_people_write_them():
+    word = "('x',)"
+    assert quoted(word) == f'"{word}"' and quoted("plain") == "plain"
+    for hard in ("it's!", "a 'b' $c"):  # a shell would change them within double quotes
+        assert quoted(hard) == shlex.quote(hard)

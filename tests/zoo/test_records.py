@@ -5,7 +5,7 @@ import json
 from d2_covid import get_config
 from d2_covid.engine.run_record import RunRecord
 from d2_covid.errors import UserError
-from d2_covid.zoo.records import count_parameters, metrics_of, read_records, run_facts, step_seconds
+from d2_covid.zoo.records import metrics_of, parameters_in, read_records, run_facts, step_seconds
 
 import pytest
 import torch
@@ -50,14 +50,14 @@ def test_figures_of_lesions_and_of_classes_have_one_form():
 
 
 def test_parameters_are_counted_as_in_the_papers_table():
-    from d2_covid.modeling.complexity import count_parameters as of_model
+    from d2_covid.modeling.complexity import count_parameters
 
     from detectron2.modeling import build_model
 
     cfg = get_config("segmentation/mask_rcnn_R_18_T2_FPN.yaml", ["MODEL.DEVICE", "cpu"])
     model = build_model(cfg)
-    assert count_parameters(model.state_dict()) == of_model(model)[0]
-    assert count_parameters({"a.num_batches_tracked": torch.tensor(3), "w": torch.zeros(2, 3)}) == 6
+    assert parameters_in(model.state_dict()) == count_parameters(model)[0]
+    assert parameters_in({"a.num_batches_tracked": torch.tensor(3), "w": torch.zeros(2, 3)}) == 6
 
 
 def test_a_run_that_has_not_begun_has_no_facts(tmp_path):

@@ -1,7 +1,5 @@
 """Phantom patients as a data set on disk: the CNCB layout, COCO jsons, splits and a class list."""
 
-import csv
-import io
 import multiprocessing
 import shutil
 import tempfile
@@ -18,7 +16,7 @@ from tqdm import tqdm
 from ...errors import UserError
 from ..cncb import SplitSummary, prepare_lesions
 from ..coco_json import read_coco
-from ..files import atomic_write
+from ..files import write_csv
 from ..lesion_masks import lesion_components
 from ..pairing import pair_cncb
 from ..splits import split_by_csv
@@ -100,10 +98,10 @@ def write_phantoms(
                 patient_seed = int(np.random.SeedSequence([seed, image_class, number]).generate_state(1)[0])
                 jobs.append(_Job(folder, patient_id, image_class, patient_seed, slices_per_patient, size))
         listed = _write_patients(jobs, workers, progress)
-        _write_csv(folder / "splits.csv", ("patient_id", "split"), sorted(splits.items()))
+        write_csv(folder / "splits.csv", [("patient_id", "split"), *sorted(splits.items())])
         rows = [(file, job.image_class, job.patient_id, job.patient_id, splits[job.patient_id])
                 for job, files in zip(jobs, listed, strict=True) for file in files]  # fmt: skip
-        _write_csv(folder / "classes.csv", ("file", "label", "patient_id", "scan_id", "split"), rows)
+        write_csv(folder / "classes.csv", [("file", "label", "patient_id", "scan_id", "split"), *rows])
         pairing = pair_cncb(folder)
         prepared = prepare_lesions(
             pairing, split_by_csv(pairing.pairs, folder / "splits.csv"), folder,
@@ -185,13 +183,6 @@ def _write_patient(job: _Job) -> list[str]:
         if lung_areas[number] >= _LEAST_SHARE * max(lung_areas) and (job.image_class == 0 or shows_disease):
             listed.append(f"{name}.jpg")
     return listed
-
-
-def _write_csv(path: Path, header: tuple[str, ...], rows: list[tuple]) -> None:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([header, *rows])
-    with atomic_write(path) as file:
-        file.write(text.getvalue())
 
 
 def _check_replaceable(root: Path, overwrite: bool) -> None:

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from ..lesion_masks import CONSOLIDATION, GGO
+
 CONTROL, PNEUMONIA, COVID = 0, 1, 2
-LUNG, GGO, CONSOLIDATION = 1, 2, 3  # mask values of the CNCB layout
 
 
 @dataclass(frozen=True)

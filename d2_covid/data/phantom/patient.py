@@ -10,12 +10,13 @@ import cv2
 import numpy as np
 
 from ...errors import UserError
+from ..lesion_masks import LUNG
 from ..preprocessing import window_to_uint8
 from .anatomy import Anatomy
 from .atlas import AIR, BLOOD, HEIGHT
 from .build import Build
 from .canvas import Canvas, Noise3d
-from .lesions import LUNG, draw_lesions, plan_lesions
+from .lesions import draw_lesions, plan_lesions
 from .skeleton import draw_cover, draw_table
 from .vessels import LungTrees
 

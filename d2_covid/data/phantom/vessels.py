@@ -31,10 +31,10 @@ class Tubes:
     ends: np.ndarray
     radii: np.ndarray
 
-    def cut(self, z: float, slab: float = _SLAB) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The pieces' parts within ``slab`` millimetres of height ``z``: starts (S, 2), ends (S, 2), radii (S, 2)."""
+    def cut(self, z: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The pieces' parts within a slice at height ``z``: starts (S, 2), ends (S, 2), radii (S, 2)."""
         # A tube that runs within the slice shows as far as its own radius reaches into it.
-        reach = slab + 0.7 * self.radii.max(1)
+        reach = _SLAB + 0.7 * self.radii.max(1)
         rise = self.ends[:, 2] - self.starts[:, 2]
         rise = np.where(np.abs(rise) < 1e-3, 1e-3, rise)
         a, b = (z - reach - self.starts[:, 2]) / rise, (z + reach - self.starts[:, 2]) / rise
@@ -112,10 +112,10 @@ class LungTrees:
         self.bronchi = _beside(self._arteries, 1.5, 4.5)
         self.bronchioles = _beside(self._arteries, 0.62, 3.0)
 
-    def draw(self, canvas: Canvas, z: float, tubes: Tubes, slab: float = _SLAB, grow: float = 0.0) -> np.ndarray:
+    def draw(self, canvas: Canvas, z: float, tubes: Tubes, grow: float = 0.0) -> np.ndarray:
         """(H, W) uint8 coverage of the ``tubes`` at height ``z``, each ``grow`` millimetres wider."""
         layer = canvas.layer()
-        starts, ends, radii = tubes.cut(z, slab)
+        starts, ends, radii = tubes.cut(z)
         if len(starts):
             canvas.tubes(layer, starts, ends, radii + grow)
         return layer

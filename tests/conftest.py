@@ -16,6 +16,16 @@ REPOSITORY = Path(__file__).parent.parent
 torch.ones(1, requires_grad=True).sum().backward()
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where there is a GPU, autograd has its thread, and a forked process can't compute a gradient: such tests are run
+    by one of them in a process that doesn't see the GPU (``tests/engine/test_processes.py``)."""
+    if torch.cuda.is_available():
+        skip = pytest.mark.skip(reason="a forked process computes no gradient where there is a GPU")
+        for item in items:
+            if item.get_closest_marker("forks"):
+                item.add_marker(skip)
+
+
 @pytest.fixture(scope="session")
 def repository() -> Path:
     """Root of the checkout."""

@@ -87,7 +87,10 @@ def _work(args: argparse.Namespace) -> None:
 
 def _worker(args: argparse.Namespace) -> None:
     # What a spawned process returns is lost; its exit status is not.
-    sys.exit(work(args))
+    status = work(args)
+    if status == 0:  # after a failure the others may not come to it
+        torch.distributed.destroy_process_group()
+    sys.exit(status)
 
 
 def check_launch(args: argparse.Namespace) -> None:

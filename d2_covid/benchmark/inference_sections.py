@@ -1,11 +1,12 @@
 """Segmentation and classification of slices, one and in batches, by every candidate."""
 
-from typing import Mapping
+from contextlib import contextmanager
+from typing import Iterator, Mapping
 
 import torch
 from torch import nn
 
-from ..modeling.complexity import count_flops
+from ..modeling.complexity import count_multiply_adds
 from .context import MAYAKU, PLAIN, STOCK, TORCHVISION, Bench, records
 from .detectors import with_soft_masks
 from .differences import differences, worst
@@ -20,6 +21,18 @@ DENSE = "the dense part at its largest number of RoIs, not pooling, NMS, pasting
 SPARED = "fast candidates read one channel of three, merge layers and convolve by Winograd"
 
 
+@contextmanager
+def _full_precision() -> Iterator[None]:
+    """Without TF32: a GPU's convolutions in it differ by more than what candidates are held to."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
+
+
+@_full_precision()
 @torch.inference_mode()
 def agreement(bench: Bench) -> Section:
     """Whether the candidates find the same as the torchvision peer, on slices that the timings use."""
@@ -131,7 +144,9 @@ def _runner(model: nn.Module, inputs: list[list[dict]]):
 def _flops_columns(bench: Bench, models: Mapping[str, nn.Module], seconds: Mapping[str, list[float]]):
     """The work of a slice, by candidate: that of the plain layers, whatever the candidate makes of them."""
     size = bench.images[0].shape[1]
-    counts = {name: 2 * sum(count_flops(models[name], size).values()) for name in (PLAIN, STOCK) if name in models}
+    counts = {
+        name: 2 * sum(count_multiply_adds(models[name], size).values()) for name in (PLAIN, STOCK) if name in models
+    }
     flops = {name: counts[STOCK if name == STOCK else PLAIN] for name in models if name != MAYAKU}
     return work_columns(flops, seconds, bench.rates)
 

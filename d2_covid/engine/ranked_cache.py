@@ -10,9 +10,10 @@ import hashlib
 import json
 import logging
 import os
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Sequence
+from typing import TYPE_CHECKING, Any, Iterator, Sequence
 
 import torch
 from detectron2.config import CfgNode
@@ -22,6 +23,7 @@ from tqdm import tqdm
 
 from ..errors import UserError
 from .checkpoint import read_checkpoint, write_checkpoint
+from .folder_lock import held_in_turn
 from .inference_model import inference_model
 from .loader import Mapper, eval_batches
 from .run_record import plain_config
@@ -112,15 +114,19 @@ def ranked_rows(
     shape = (cfg.MODEL.CLASSIFIER.NUM_ROIS, 5)
 
     mine = range(comm.get_rank(), len(shards), comm.get_world_size())
-    missing = [i for i in mine if _read(paths[i], (len(shards[i]), *shape)) is None]
-    if missing:
+
+    def lacks(i: int) -> bool:
+        return _read(paths[i], (len(shards[i]), *shape)) is None
+
+    if missing := [i for i in mine if lacks(i)]:
         count = sum(len(shards[i]) for i in missing)
         logger.info("computing the ranked detections of %d of %d slices, once, into %s", count, len(dicts), folder)
         bar = tqdm(total=count, unit="slice", desc="ranked detections", disable=not progress)
         fast = inference_model(cfg, model)
-        with bar:
+        with bar, _in_turn(folder):
             for i in missing:
-                _compute(fast, shards[i], mapper, cfg.DATALOADER.NUM_WORKERS, paths[i])
+                if lacks(i):
+                    _compute(fast, shards[i], mapper, cfg.DATALOADER.NUM_WORKERS, paths[i])
                 bar.update(len(shards[i]))
     comm.synchronize()
     parts = [_read(path, (len(shard), *shape)) for path, shard in zip(paths, shards)]
@@ -141,6 +147,22 @@ def detector_fingerprint(cfg: CfgNode, model: torch.nn.Module) -> str:
             weights.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     model_of_test = [cfg.TEST.FAST, cfg.TEST.DTYPE]
     return _fingerprint([VERSION, settings, ranking, plain_config(cfg.INPUT), *model_of_test, weights.hexdigest()])
+
+
+@contextmanager
+def _in_turn(folder: Path) -> Iterator[None]:
+    """One run at a time computes what a shared folder lacks; the next finds it there. The processes of a run share the
+    work instead."""
+    if comm.get_world_size() > 1:
+        yield
+        return
+    lock = folder / ".computing"  # not the folder: a training may hold that
+    try:
+        lock.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"Cannot write the cache {folder}: {error.strerror}.") from error
+    with held_in_turn(lock, lambda: logger.info("another run computes ranked detections in %s; waiting", folder)):
+        yield
 
 
 def _compute(model: torch.nn.Module, dicts: Sequence[dict], mapper: Mapper, num_workers: int, path: Path) -> None:

@@ -55,7 +55,8 @@ def seeded(seed: int) -> Iterator[None]:
     """Run a block with everything seeded, and leave the generators' states as they were before it."""
     python_state, numpy_state = random.getstate(), np.random.get_state()
     try:
-        devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+        # A GPU that nothing has used yet has no state to keep, and asking for it would take its memory.
+        devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
         with torch.random.fork_rng(devices):
             seed_everything(seed)
             yield

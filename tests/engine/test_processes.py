@@ -2,6 +2,10 @@
 
 import json
 import multiprocessing
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 from d2_covid.engine.checkpoint import read_checkpoint
 from d2_covid.engine.evaluation import validation_losses
@@ -55,6 +59,14 @@ def test_machines_with_folders_of_their_own_do_not_resume_apart(tiny, tmp_path):
     in_processes(2, tmp_path / "store", resume)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="without a GPU nothing is skipped for its sake")
+def test_what_needs_forks_passes_with_the_gpu_hidden():
+    command = [sys.executable, "-m", "pytest", "-q", "--no-header", str(Path(__file__).parent), "-m", "forks"]
+    result = subprocess.run(command, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""}, capture_output=True, text=True)
+    assert result.returncode == 0 and "passed" in result.stdout, result.stdout + result.stderr
+
+
+@pytest.mark.forks
 @needs_gloo
 def test_forked_processes_compute_gradients_after_an_export(tmp_path):
     with FakeTensorMode():  # as torch.export does
@@ -63,6 +75,7 @@ def test_forked_processes_compute_gradients_after_an_export(tmp_path):
     in_processes(1, tmp_path / "store", lambda rank: torch.ones(1, requires_grad=True).sum().backward())
 
 
+@pytest.mark.forks
 @needs_gloo
 def test_two_processes(tiny, tmp_path):
     cfg = tiny("SOLVER.IMS_PER_BATCH", 2, "SOLVER.MAX_ITER", 4)

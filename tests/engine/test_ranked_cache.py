@@ -1,11 +1,13 @@
 import logging
 import os
+from contextlib import contextmanager
 from pathlib import Path
 
 from d2_covid import get_config
 from d2_covid.data.slice_datasets import register_slices, train_slices
 from d2_covid.data.slice_mapper import SliceMapper
 from d2_covid.engine import loader, ranked_cache
+from d2_covid.engine.folder_lock import held_in_turn
 from d2_covid.engine.inference_model import inference_model
 from d2_covid.engine.ranked_cache import cached_task, can_cache, detector_fingerprint, ranked_rows
 from d2_covid.engine.tasks import Task
@@ -186,13 +188,13 @@ def test_a_damaged_file_is_computed_again(config, caplog):
     dicts, mapper = train_slices(cfg), SliceMapper(cfg, is_train=False)
     before = ranked_rows(cfg, model, dicts, mapper)
     folder = Path(cfg.OUTPUT_DIR) / "ranked_cache"
-    (path,) = folder.iterdir()
+    (path,) = folder.glob("*.pth")
     path.write_bytes(path.read_bytes()[:100])
     with caplog.at_level(logging.WARNING):
         after = ranked_rows(cfg, model, dicts, mapper)
     assert torch.equal(before, after)
     assert "computing it again" in caplog.text
-    assert len(list(folder.iterdir())) == 1
+    assert len(list(folder.glob("*.pth"))) == 1
 
 
 @pytest.mark.parametrize(
@@ -256,6 +258,22 @@ def test_runs_may_share_a_folder(config, tmp_path):
     cached_task(cfg, task(), model)
     cached_task(config("MODEL.CLASSIFIER.CACHE_DIR", tmp_path / "shared", "OUTPUT_DIR", tmp_path / "b"), task(), model)
     assert model.calls == 9
+
+
+def test_what_another_run_computed_meanwhile_is_taken(config, monkeypatch):
+    cfg = config()
+    first, second = Counted(model_of(cfg)), Counted(model_of(cfg))
+
+    @contextmanager
+    def after_another(lock, say):
+        monkeypatch.setattr(ranked_cache, "held_in_turn", held_in_turn)
+        cached_task(cfg, task(), first)
+        with held_in_turn(lock, say):
+            yield
+
+    monkeypatch.setattr(ranked_cache, "held_in_turn", after_another)
+    cached_task(cfg, task(), second)
+    assert (first.calls, second.calls) == (9, 0)
 
 
 def test_a_slice_written_again_in_as_many_bytes_is_computed_again(config, slices, monkeypatch):

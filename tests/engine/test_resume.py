@@ -82,6 +82,7 @@ def killed_run(cfg, resume, trap, count) -> None:
         (before_the_best_is_saved, 1),
     ],
 )
+@pytest.mark.forks
 def test_killed_and_resumed(trap, count, tiny, tmp_path, reference):
     killed_run(tiny(), False, trap, count)
     assert not (tmp_path / "run" / "model_final.pth").exists() or trap is in_evaluation
@@ -94,6 +95,7 @@ def test_killed_and_resumed(trap, count, tiny, tmp_path, reference):
     assert_same_tensors(best["model"], best_reference["model"])
 
 
+@pytest.mark.forks
 def test_killed_twice(tiny, tmp_path, reference):
     killed_run(tiny(), False, in_step, 4)
     killed_run(tiny(), True, in_step, 2)
@@ -112,6 +114,7 @@ def test_killed_twice(tiny, tmp_path, reference):
         ("SOLVER.OPTIMIZER", "SGD", "SOLVER.LR_SCHEDULER_NAME", "WarmupCosineLR", "SOLVER.WARMUP_ITERS", 3),
     ],
 )
+@pytest.mark.forks
 def test_every_part_of_the_state_is_resumed(opts, tiny, tmp_path):
     opts = (*opts, "DATASETS.TEST", "()")
     killed_run(tiny(*opts), False, in_step, 4)
@@ -177,6 +180,7 @@ def test_damaged_record_is_refused(tiny, tmp_path):
         Trainer(tiny("SOLVER.MAX_ITER", 2, "DATASETS.TEST", "()"), resume=True)
 
 
+@pytest.mark.forks
 def test_metrics_of_a_resumed_run_are_not_doubled(tiny, tmp_path, reference):
     killed_run(tiny(), False, in_step, 4)
     with open(tmp_path / "run" / "metrics.json", "a") as file:
@@ -188,6 +192,7 @@ def test_metrics_of_a_resumed_run_are_not_doubled(tiny, tmp_path, reference):
     assert iterations == [1, 3, 5]
 
 
+@pytest.mark.forks
 def test_seed_that_was_drawn_is_kept(tiny, tmp_path):
     killed_run(tiny("SEED", -1), False, in_step, 2)
     seed = json.loads((tmp_path / "run" / "run.json").read_text())["seed"]

@@ -7,6 +7,7 @@ from d2_covid.cli import build_parser
 from d2_covid.engine.seeding import seed_number, seeded
 
 import pytest
+import torch
 
 COMMANDS = {
     "datasets/prepare_cncb.py": "--seed",
@@ -31,6 +32,16 @@ def test_a_negative_seed_ends_a_command_in_a_sentence(command, repository, capsy
         parser.parse_args([*arguments, COMMANDS[command], "-1"])
     said = f"argument {COMMANDS[command]}: a seed is a whole number from 0 to 4294967295, not -1"
     assert end.value.code == 2 and capsys.readouterr().err.rstrip().endswith(said)
+
+
+def test_a_seeded_block_leaves_a_gpu_that_nothing_used_alone(monkeypatch):
+    def start_the_gpu():
+        raise AssertionError("takes the GPU's memory")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", start_the_gpu)
+    with seeded(7):
+        pass
 
 
 def test_every_seed_that_is_taken_can_be_used():

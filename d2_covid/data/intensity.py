@@ -37,14 +37,13 @@ class Unit:
         return self.kind == "hounsfield"
 
     def convert(self, values: np.ndarray) -> np.ndarray:
-        """Values of any shape as ``float32`` Hounsfield units or ``uint8`` gray; what is not finite becomes air."""
+        """Values of any shape as ``float32`` Hounsfield units or ``uint8`` gray; what is no value becomes air."""
         if self.kind == "hounsfield":
-            # Beyond float32 is infinite, and infinite is no value.
             with np.errstate(over="ignore"):
                 hounsfield = np.array(values, dtype=np.float32)
-            hounsfield[~np.isfinite(hounsfield)] = AIR_HU
+            hounsfield[~_is_value(hounsfield)] = AIR_HU
             return hounsfield
-        missing = ~np.isfinite(values)
+        missing = ~_is_value(values)
         values = np.where(missing, 0, values)
         if self.kind == "short":  # as preprocessing.read_slice does
             gray = (values.astype(np.int64) + 128) // 257
@@ -54,6 +53,11 @@ class Unit:
         gray = 255 - gray if self.inverted else gray
         gray[missing] = 0
         return gray
+
+
+def _is_value(values: np.ndarray) -> np.ndarray:
+    """Where ``values`` are neither NaN nor infinite, nor the largest floats that some programs fill gaps with."""
+    return np.abs(values) < np.float32(1e30)
 
 
 @dataclass
@@ -72,8 +76,7 @@ class _Range:
         self.floating = values.dtype.kind == "f"
         self.total += values.size
         if self.floating:
-            # Beyond float32 is no value either.
-            values = values[np.abs(values) < 1e30]
+            values = values[_is_value(values)]
             self.fractions = self.fractions or bool((values != np.rint(values)).any())
         if values.size:
             self.finite += values.size

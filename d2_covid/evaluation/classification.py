@@ -1,7 +1,6 @@
 """The evaluator of the image classifier, and the file of its predictions, from which everything can be scored again."""
 
 import csv
-import io
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -14,9 +13,11 @@ from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
-from ..data.files import atomic_write, write_json
+from ..data.files import write_csv, write_json
+from ..data.patient_ids import stated_id
 from ..data.slice_datasets import check_image_classes
 from ..errors import UserError
+from .calibration import image_scores
 from .classification_results import (
     DEFAULT_INTERVALS,
     IntervalOptions,
@@ -35,7 +36,10 @@ _COLUMNS = ("file", "patient_id", "scan_id", "label", "predicted")
 
 
 class ImageClassEvaluator(DatasetEvaluator):
-    """Scores ``image_logits`` and ``image_scores`` of the classifier against ``image_class`` of the slices.
+    """Scores ``image_logits`` of the classifier against ``image_class`` of the slices.
+
+    Scores are taken from the logits in double precision: among the model's own, in single precision, all those of a
+    sure classifier are 1, and a curve over them sees ties.
 
     Writes ``results.json`` (all of :func:`.classification_results.classification_results`), ``predictions.csv`` (logits
     and scores of each slice, see :func:`read_predictions`) and, given a ``report``, ``classification.html``.
@@ -46,6 +50,7 @@ class ImageClassEvaluator(DatasetEvaluator):
         dataset_name: str,
         image_classes: Sequence[str],
         *,
+        temperature: float = 1.0,
         output_dir: str | Path | None = None,
         intervals: IntervalOptions = DEFAULT_INTERVALS,
         patient_k: int = 3,
@@ -55,6 +60,7 @@ class ImageClassEvaluator(DatasetEvaluator):
         Args:
             dataset_name: named in the results.
             image_classes: names of the C classes.
+            temperature: of the scores, as the model has it (``MODEL.CLASSIFIER.TEMPERATURE``).
             output_dir: folder for the files; None writes none.
             intervals: how the confidence intervals are drawn.
             patient_k: slices behind ``any_k`` and ``top_k_mean``.
@@ -62,6 +68,7 @@ class ImageClassEvaluator(DatasetEvaluator):
         """
         self._dataset_name = dataset_name
         self._image_classes = tuple(image_classes)
+        self._temperature = temperature
         self._output_dir = None if output_dir is None else Path(output_dir)
         self._intervals = intervals
         self._patient_k = patient_k
@@ -86,6 +93,7 @@ class ImageClassEvaluator(DatasetEvaluator):
         return cls(
             dataset_name,
             MetadataCatalog.get(dataset_name).image_classes,
+            temperature=cfg.MODEL.CLASSIFIER.TEMPERATURE,
             output_dir=output_dir,
             # Below 0 the config asks for a random seed; intervals are to repeat all the same.
             intervals=IntervalOptions(cfg.TEST.BOOTSTRAP if bootstrap is None else bootstrap, max(cfg.SEED, 0)),
@@ -97,17 +105,16 @@ class ImageClassEvaluator(DatasetEvaluator):
         self._rows: list[tuple] = []
 
     def process(self, inputs: Sequence[dict[str, Any]], outputs: Sequence[dict[str, Any]]) -> None:
-        """Take a batch: slice dataset dicts, and outputs with ``image_logits`` and ``image_scores``, each (C,)."""
+        """Take a batch: slice dataset dicts, and outputs with ``image_logits`` (C,)."""
         for sample, output in zip(inputs, outputs):
             self._rows.append(
                 (
                     sample["image_id"],
                     str(sample["file_name"]),
-                    str(sample.get("patient_id", "")),
-                    str(sample.get("scan_id", "")),
+                    stated_id(sample.get("patient_id")),
+                    stated_id(sample.get("scan_id")),
                     int(sample["image_class"]),
                     output["image_logits"].detach().double().cpu().numpy(),
-                    output["image_scores"].detach().double().cpu().numpy(),
                 )
             )
 
@@ -141,14 +148,15 @@ class ImageClassEvaluator(DatasetEvaluator):
 
     def _predictions(self, rows: list[tuple]) -> SlicePredictions:
         num_classes = len(self._image_classes)
-        _, files, patients, scans, truth, logits, scores = zip(*rows) if rows else ((),) * 7
+        _, files, patients, scans, truth, logits = zip(*rows) if rows else ((),) * 6
+        logits = np.array(logits, dtype=float).reshape(len(rows), num_classes)
         return SlicePredictions(
             files=files,
             patient_ids=patients,
             scan_ids=scans,
             truth=np.array(truth, dtype=np.int64),
-            logits=np.array(logits, dtype=float).reshape(len(rows), num_classes),
-            scores=np.array(scores, dtype=float).reshape(len(rows), num_classes),
+            logits=logits,
+            scores=image_scores(logits, self._temperature),
             class_names=self._image_classes,
         )
 
@@ -157,23 +165,19 @@ def write_predictions(path: str | Path, predictions: SlicePredictions) -> None:
     """One line a slice: file, patient, scan, true and predicted class by name, and logit and score of each class."""
     names = list(predictions.class_names)
     header = [*_COLUMNS, *(f"logit {name}" for name in names), *(f"score {name}" for name in names)]
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    for index, predicted in enumerate(predictions.predicted):
-        writer.writerow(
-            [
-                predictions.files[index],
-                predictions.patient_ids[index],
-                predictions.scan_ids[index],
-                names[predictions.truth[index]],
-                names[predicted],
-                *map(repr, predictions.logits[index].tolist()),
-                *map(repr, predictions.scores[index].tolist()),
-            ]
-        )
-    with atomic_write(path) as file:
-        file.write(text.getvalue())
+    rows = [
+        [
+            predictions.files[index],
+            predictions.patient_ids[index],
+            predictions.scan_ids[index],
+            names[predictions.truth[index]],
+            names[predicted],
+            *map(repr, predictions.logits[index].tolist()),
+            *map(repr, predictions.scores[index].tolist()),
+        ]
+        for index, predicted in enumerate(predictions.predicted)
+    ]
+    write_csv(path, [header, *rows])
 
 
 def read_predictions(path: str | Path) -> SlicePredictions:

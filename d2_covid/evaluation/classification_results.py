@@ -20,8 +20,9 @@ _BY_SLICE = (
     "intervals of proportions are Wilson's, the others resample slices, and both take slices for independent. Slices "
     "of one patient are not, so the intervals are too narrow if any share a patient."
 )
-FEW_PATIENTS = 20
-"""Below this many, intervals over patients are remarked on."""
+FEW_FOR_CLASSES = 20
+"""Below this many patients, intervals over them are remarked on: more than :data:`.bootstrap.FEW_PATIENTS`, since the
+patients are shared out among the classes, and the sensitivity to a class rests on its own alone."""
 NO_WIDTH = "No width: (nearly) every resample gave this value, which is not certainty."
 
 
@@ -218,7 +219,7 @@ def _interval_note(predictions: SlicePredictions, patients: int) -> str:
         if unnamed < slices:
             return f"{unnamed} of {slices} slices name no patient, so there are no figures by patient: {_BY_SLICE}"
         return f"The data name no patients: {_BY_SLICE}"
-    if patients < FEW_PATIENTS:
+    if patients < FEW_FOR_CLASSES:
         return f"Only {patients} patients: intervals that resample so few are too narrow."
     return ""
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from tabulate import tabulate
 
+from ..data.patient_ids import stated_id
 from ..errors import UserError
 from .bootstrap import Interval, bootstrap_intervals
 from .lesion_metrics import MetricFamily, coco_family, paper_family, union_family
@@ -134,7 +135,7 @@ def evaluate_predictions(
     if not dataset_dicts:
         raise UserError("The dataset has no slices, so there is nothing to evaluate on.")
     slices = collect_slices(dataset_dicts, predictions, classes, category_ids)
-    unnamed = sum(item.get("patient_id") in (None, "") for item in dataset_dicts)
+    unnamed = sum(not stated_id(item.get("patient_id")) for item in dataset_dicts)
     groups = [item.image_id if unnamed else item.patient for item in slices]
     facts = _facts(slices, None if unnamed else len(set(groups)), classes, processed)
     facts["resampled"] = "slices" if unnamed else "patients"

@@ -2,6 +2,8 @@
 
 from typing import Any, Mapping
 
+from ..data.limits import counted
+from ..evaluation.classification_metrics import metric_name
 from .summary import ResultRow
 
 # Metric -> its name in words, and what it says; the order in which they are shown.
@@ -23,7 +25,7 @@ CLASS_METRICS = {
     "accuracy": ("Accuracy", "share of slices whose class is right"),
     "balanced_accuracy": ("Balanced accuracy", "mean sensitivity of the classes"),
     "macro_f1": ("Macro F1", "mean F1 score of the classes"),
-    "auc": ("ROC AUC", "one class against the rest, mean of the classes"),
+    "auc": ("ROC AUC", "one class against the rest; mean of the classes, of two the second"),
 }
 
 
@@ -67,7 +69,7 @@ def class_rows(results: Mapping[str, Any]) -> list[ResultRow]:
     """
     metrics = dict(CLASS_METRICS)
     for name in results["classes"]:
-        key = "sensitivity-" + name.replace(" ", "_")
+        key = metric_name("sensitivity", name)
         metrics[key] = (f"Sensitivity, {name}", f"share of the slices of {name} that are called so")
     n = _slices(results)
     return [_class_row(*words, results["measures"][key], n) for key, words in metrics.items()]
@@ -118,8 +120,3 @@ def _slices(counts: Mapping[str, Any]) -> str:
     """How many, and of how many patients, where they are known."""
     of_patients = f" of {counted(counts['patients'], 'patient')}" if counts["patients"] else ""
     return counted(counts["slices"], "slice") + of_patients
-
-
-def counted(count: int, thing: str) -> str:
-    """``"1 slice"``, ``"2 slices"``."""
-    return f"{count} {thing}{'' if count == 1 else 's'}"

@@ -109,7 +109,21 @@ def _beside_guessing(groups: Sequence[Group]) -> list[str]:
         return []
     better = sum(low > 0.5 for low in lows)
     words = "**Beside guessing**, whose ROC area is 0.5: trainings with a 95 % interval of that area above it:"
-    return [f"{words} {better or 'none'} of {len(lows)}.", ""]
+    return [f"{words} {better or 'none'} of {len(lows)}.", "", *_rounded_areas(groups)]
+
+
+def _rounded_areas(groups: Sequence[Group]) -> list[str]:
+    """Said of records from when scores were in single precision: of two classes, both areas are one number."""
+    names = ("image/auc-COVID-19", "image/auc-not_COVID-19")
+    values = [[r["metrics"].get(name, {}).get("value") for name in names] for g in groups for r in g.records]
+    apart = [abs(a - b) for a, b in values if a is not None and b is not None and abs(a - b) > 1e-9]
+    if not apart:
+        return []
+    words = (
+        f"In {len(apart)} of {len(values)} trainings the areas of the two classes, which should be one number, differ"
+    )
+    why = "scores were kept in single precision, in which those of sure decisions are all 1, and tie"
+    return [f"{words} by up to {max(apart):.3f}: {why}.", ""]
 
 
 def _missing(groups: Sequence[Group]) -> str:

@@ -3,6 +3,7 @@
 import itertools
 
 from d2_covid.data.geometry import Geometry, affine_from_spacing, flip_lps_ras
+from d2_covid.data.intensity import Unit
 from d2_covid.data.preprocessing import network_input, window_to_uint8
 from d2_covid.data.volumes import series_from_array
 from d2_covid.errors import UserError
@@ -108,10 +109,18 @@ def test_a_single_slice_is_a_series_of_one(scans):
 
 def test_voxels_without_a_value_become_air_and_are_counted(scans):
     volume = scans.body().astype(np.float32)
-    volume[2, 10, 10:13] = np.nan, np.inf, -np.inf
+    # The last two fill gaps in volumes of other programs: the largest float32, and netCDF's.
+    volume[2, 10, 10:15] = np.nan, np.inf, -np.inf, np.finfo(np.float32).max, 9.97e36
     series = series_from_array(volume, (2, 1, 1))
-    assert series.slice(2)[10, 10:13].tolist() == [-1024] * 3
-    assert "3 of 15,360 voxels are not finite" in series.warnings[0]
+    assert series.slice(2)[10, 10:15].tolist() == [-1024] * 5
+    assert "5 of 15,360 voxels are not finite" in series.warnings[0]
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_gray_without_a_value_is_black(dtype):
+    values = np.array([0.0, 1.0, np.nan, np.inf, np.finfo(dtype).max], dtype)
+    expected = [0, 255, 0, 0, 255 if dtype is np.float16 else 0]  # 65504 is a value
+    assert Unit("unit").convert(values).tolist() == expected
 
 
 @pytest.mark.parametrize(

@@ -145,11 +145,7 @@ def batch(given):
         {"image_id": i, "file_name": f, "patient_id": p, "scan_id": s, "image_class": int(c)}
         for i, (f, p, s, c) in enumerate(zip(given.files, given.patient_ids, given.scan_ids, given.truth))
     ]
-    outputs = [
-        {"image_logits": torch.from_numpy(logit), "image_scores": torch.from_numpy(score)}
-        for logit, score in zip(given.logits, given.scores)
-    ]
-    return inputs, outputs
+    return inputs, [{"image_logits": torch.from_numpy(logit)} for logit in given.logits]
 
 
 def test_evaluator_scores_each_slice_once_and_in_order(tmp_path):
@@ -165,6 +161,40 @@ def test_evaluator_scores_each_slice_once_and_in_order(tmp_path):
     assert saved["schema_version"] == 1 and saved["dataset"] == "set" and saved["slices"] == 60
     evaluator.reset()
     assert math.isnan(evaluator.evaluate()["image"]["accuracy"])
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_sure_scores_are_ranked_apart(temperature):
+    """Margins of 18 and 20: in single precision both scores are 1."""
+    evaluator = ImageClassEvaluator("set", NAMES[:2], temperature=temperature, intervals=FEW)
+    for number, margin in enumerate((18.0, 20.0)):
+        sample = {"image_id": number, "file_name": str(number), "image_class": number}
+        evaluator.process([sample], [{"image_logits": torch.tensor([0.0, margin])}])
+    found = evaluator.evaluate()["image"]
+    assert found["auc"] == found["auc-control"] == found["auc-common_pneumonia"] == 1.0
+
+
+def test_scores_have_the_temperature_of_the_model(tmp_path):
+    cfg = config()
+    cfg.MODEL.CLASSIFIER.TEMPERATURE = 2.5
+    assert ImageClassEvaluator.from_config(cfg, "covidx_ct_test")._temperature == 2.5
+    given = predictions()
+    evaluator = ImageClassEvaluator("set", NAMES, temperature=2.5, output_dir=tmp_path, intervals=FEW)
+    evaluator.process(*batch(given))
+    evaluator.evaluate()
+    scores = torch.softmax(torch.from_numpy(given.logits) / 2.5, 1)
+    np.testing.assert_allclose(read_predictions(tmp_path / "predictions.csv").scores, scores, rtol=1e-12)
+
+
+@pytest.mark.parametrize("missing", [[None] * 60, [float("nan") for _ in range(60)], [None, *["p"] * 59]])
+def test_patients_that_nobody_named_are_unknown(missing, tmp_path):
+    inputs, outputs = batch(predictions())
+    evaluator = ImageClassEvaluator("set", NAMES, output_dir=tmp_path, intervals=FEW)
+    evaluator.process([dict(sample, patient_id=id) for sample, id in zip(inputs, missing)], outputs)
+    assert set(evaluator.evaluate()) == {"image"}
+    saved = json.loads((tmp_path / "results.json").read_text())
+    assert saved["patients"] is None and saved["intervals"]["unit"] == "slice"
+    assert "nan" not in (ids := read_predictions(tmp_path / "predictions.csv").patient_ids) and "None" not in ids
 
 
 def test_processes_are_gathered_and_only_the_first_answers(monkeypatch):

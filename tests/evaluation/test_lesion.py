@@ -329,9 +329,11 @@ def test_one_patient_gives_figures_without_interval(lesions):
     assert "two patients" in scores.figures["segm/AP"].interval.note and "two patients" in scores.table()
 
 
-def test_dataset_without_patients_resamples_slices_and_says_so(lesions, caplog):
+@pytest.mark.parametrize("unknown", [{}, {"patient_id": None}, {"patient_id": float("nan")}])
+def test_dataset_without_patients_resamples_slices_and_says_so(unknown, lesions, caplog):
     dicts = [lesions.truth(1, [BOX], "a"), lesions.truth(2, [BOX], "a")]
     del dicts[0]["patient_id"]
+    dicts[0] |= unknown
     scores = evaluate_predictions(dicts, [], ["lesion"], bootstrap=10)
     assert scores.facts["resampled"] == "slices" and scores.figures["segm/AP"].interval.exists
     assert "1 of 2 slices name no patient" in caplog.text

@@ -146,6 +146,14 @@ def test_classifiers_are_held_against_guessing(record, lows, said):
     assert "guessing" not in zoo_page(made)
 
 
+@pytest.mark.parametrize("other, said", [(0.6, False), (0.605, True)])
+def test_areas_from_rounded_scores_are_said_to_be(record, other, said):
+    areas = {"image/auc-COVID-19": 0.6, "image/auc-not_COVID-19": other}
+    figures = {name: {"value": value, "low": 0.5, "high": 0.7} for name, value in areas.items()}
+    page = zoo_page([record("classifier", start="x", kind="classifier", metrics=figures)])
+    assert ("In 1 of 1 trainings the areas" in page and "differ by up to 0.005" in page) == said
+
+
 def test_what_a_finished_row_does_not_know_is_a_dash(record):
     one = record(seconds=None)
     one["metrics"]["segm/AP50"] = {"value": None, "low": None, "high": None}

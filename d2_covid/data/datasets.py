@@ -21,6 +21,7 @@ from ..errors import UserError
 from .coco_json import FROM_FOLDER, load_lesion_json
 from .lesion_masks import MASK_TYPES, lesion_class_names, require_mask_type
 from .pairing import natural_key
+from .patient_ids import stated_id
 from .slices import check_files_apart
 from .stored_range import warn_of_misread_images
 
@@ -221,7 +222,8 @@ def check_patient_splits(
     other folders that can't be told, since the first patients of two unrelated sets may both be called "1": a warning
     counts them, except between two prepared sets, each of which is a collection of its own.
 
-    A folder that all images of both sets lie in is no patient, where no image tells one: it is warned of.
+    Where each of two sets has all its images in one folder, of one name, and none tells its patient, that name is no
+    patient: it is warned of.
 
     Args:
         train_names, test_names: datasets of lesions or of slices.
@@ -232,12 +234,12 @@ def check_patient_splits(
     """
     train_names, test_names = list(train_names), list(test_names)
     loaded = _load_all([*train_names, *test_names]) if loaded is None else loaded
-    patients = {name: {d.get("patient_id") for d in dicts} - {None, ""} for name, dicts in loaded.items()}
+    patients = {name: {stated_id(d.get("patient_id")) for d in dicts} - {""} for name, dicts in loaded.items()}
     alike, unknown = [], []
     for train in train_names:
         for test in test_names:
             shared = patients[train] & patients[test]
-            if shared and _in_one_folder(train, loaded[train]) and _in_one_folder(test, loaded[test]):
+            if shared and in_one_folder(train, loaded[train]) and in_one_folder(test, loaded[test]):
                 unknown.append(f"{train} and {test} ({shared.pop()})")
             elif shared and _folders(train) & _folders(test):
                 listed = ", ".join(sorted(shared, key=natural_key)[:8]) + (", ..." if len(shared) > 8 else "")
@@ -254,9 +256,9 @@ def check_patient_splits(
             check_files_apart(files)
     if unknown:
         logger.warning(
-            "All images of DATASETS.TRAIN and DATASETS.TEST lie in one folder, and none tells its patient_id: %s. "
-            "Their patients are unknown; splits can't be told apart by patient, and there are no intervals over "
-            "patients.",
+            "Sets of DATASETS.TRAIN and DATASETS.TEST have their images in a folder of one name, and none tells its "
+            "patient_id: %s. Their patients are unknown: splits can't be told apart by patient, and intervals resample "
+            "slices.",
             "; ".join(unknown),
         )
     if alike:
@@ -329,13 +331,14 @@ def _folders(name: str) -> set[str]:
 
 def _folder_patients(name: str) -> set[str]:
     """Patients of a dataset that are known by the folder of their images alone."""
-    return set(MetadataCatalog.get(name).get("folder_patients", ()))
+    return {stated_id(patient) for patient in MetadataCatalog.get(name).get("folder_patients", ())}
 
 
-def _in_one_folder(name: str, dicts: Sequence[dict]) -> bool:
-    """Whether all images of a dataset lie in one folder, and none tells its patient."""
-    patients = {d.get("patient_id") for d in dicts}
-    return len(patients) == 1 and patients <= _folder_patients(name)
+def in_one_folder(name: str, dicts: Sequence[dict]) -> bool:
+    """Whether all images of a dataset lie in one folder, and none tells its patient: its name says nothing of them."""
+    patients = {stated_id(d.get("patient_id")) for d in dicts}
+    folders = {os.path.dirname(d.get("file_name", "")) for d in dicts}
+    return len(folders) == len(patients) == 1 and patients <= _folder_patients(name)
 
 
 def _is_prepared(name: str) -> bool:

@@ -17,6 +17,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ..errors import UserError
 from .datasets import check_patient_splits, datasets_root, set_metadata
+from .patient_ids import stated_id
 from .slice_lists import IMAGE_CLASSES, remark_on_first
 from .slices import load_slices
 from .stored_range import warn_of_misread_images
@@ -124,7 +125,7 @@ def check_slice_datasets(cfg: CfgNode) -> None:
         counts = Counter(d["image_class"] for d in dicts)
         listed = ", ".join(f"{c} {counts[number]}" for number, c in enumerate(MetadataCatalog.get(name).image_classes))
         logger.info("%s: %d slices (%s)", name, len(dicts), listed)
-        if unnamed := sum(not d.get("patient_id") for d in dicts):
+        if unnamed := sum(not stated_id(d.get("patient_id")) for d in dicts):
             message = "%s: %d of %d slices name no patient; sets can't be told apart by patient, nor scored by patient."
             logger.warning(message, name, unnamed, len(dicts))
     check_patient_splits(cfg.DATASETS.TRAIN, cfg.DATASETS.TEST, loaded)

@@ -171,7 +171,7 @@ def _check_splits(splits: Sequence[Split], findings: Findings) -> None:
 
 
 def _in_one_folder(first: Split, second: Split) -> bool:
-    """Whether all images of both lie in one folder, and none tells its patient: then the folder is none."""
+    """Whether each has its images in a folder of one name, and none tells its patient: then the name is none."""
     return bool(first.folders & second.folders and first.one_folder) and first.one_folder == second.one_folder
 
 
@@ -180,8 +180,8 @@ def _forget_common_folders(splits: Sequence[Split], findings: Findings) -> None:
     alike = [split for split in splits if any(other is not split and _in_one_folder(split, other) for other in splits)]
     for split in alike:
         message = (
-            f"{split.source}: all its images lie in the folder {split.one_folder}, as those of another split do: their "
-            "patients are unknown; splits can't be told apart by patient."
+            f"{split.source}: all its images lie in a folder called {split.one_folder}, as those of another split do: "
+            "their patients are unknown; splits can't be told apart by patient."
         )
         findings.add("no_patient", split.source, message)
     for split in alike:

@@ -68,9 +68,10 @@ class Split:
 
     @property
     def one_folder(self) -> str:
-        """The folder that all of its images lie in, where none tells its patient; else empty."""
+        """Name of the folder that all of its images lie in, where none tells its patient; else empty."""
         patients = {entry.patient_id for entry in self.slices}
-        return next(iter(patients)) if len(patients) == 1 and patients <= self.folder_patients else ""
+        folders = {os.path.dirname(entry.image) for entry in self.slices}
+        return next(iter(patients)) if len(folders) == len(patients) == 1 and patients <= self.folder_patients else ""
 
 
 def read_source(

@@ -123,7 +123,7 @@ def ranked_rows(
         logger.info("computing the ranked detections of %d of %d slices, once, into %s", count, len(dicts), folder)
         bar = tqdm(total=count, unit="slice", desc="ranked detections", disable=not progress)
         fast = inference_model(cfg, model)
-        with bar, _in_turn(folder):
+        with bar, _in_turn(folder, detector):
             for i in missing:
                 if lacks(i):
                     _compute(fast, shards[i], mapper, cfg.DATALOADER.NUM_WORKERS, paths[i])
@@ -150,13 +150,13 @@ def detector_fingerprint(cfg: CfgNode, model: torch.nn.Module) -> str:
 
 
 @contextmanager
-def _in_turn(folder: Path) -> Iterator[None]:
-    """One run at a time computes what a shared folder lacks; the next finds it there. The processes of a run share the
-    work instead."""
+def _in_turn(folder: Path, detector: str) -> Iterator[None]:
+    """One run at a time computes what a shared folder lacks of a detector; the next finds it there. The processes of a
+    run share the work instead."""
     if comm.get_world_size() > 1:
         yield
         return
-    lock = folder / ".computing"  # not the folder: a training may hold that
+    lock = folder / f".computing-{detector[:16]}"  # not the folder: a training may hold that
     try:
         lock.mkdir(parents=True, exist_ok=True)
     except OSError as error:

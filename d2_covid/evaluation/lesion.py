@@ -13,6 +13,7 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.structures import BoxMode, Instances
 from detectron2.utils import comm
 
+from ..data.datasets import in_one_folder
 from ..data.files import atomic_write, write_json
 from ..data.lesion_masks import encode_mask
 from ..errors import UserError
@@ -125,8 +126,11 @@ class LesionEvaluator(DatasetEvaluator):
         if self._output_dir:
             with atomic_write(self._output_dir / "coco_instances_results.json") as file:
                 file.write(_json_lines(predictions))
+        dicts = self._dataset_dicts
+        if in_one_folder(self._dataset_name, dicts):
+            dicts = [dict(item, patient_id="") for item in dicts]
         scores = evaluate_predictions(
-            self._dataset_dicts,
+            dicts,
             predictions,
             self._classes,
             category_ids=self._category_ids,

@@ -139,6 +139,10 @@ def window_to_gray(hounsfield, level, width):
     return np.floor(np.clip(np.nan_to_num(gray, nan=0.0), 0, 255) + 0.5).astype(np.uint8)
 
 
+def _is_value(values):
+    return np.abs(values) < 1e30  # neither NaN nor infinite, nor the largest floats, which fill gaps
+
+
 def network_size(height, width, shortest_edge, longest_edge_at_most):
     """Height and width that a slice is resized to: its shorter edge to a fixed length, its longer one bounded."""
     if shortest_edge <= 0:
@@ -252,14 +256,26 @@ def _not_loaded(file, library, error):
     return ValueError(f"{file} can't be loaded by {library}; its model.json has the versions it was made with ({said})")
 
 
-def read_slice(path, session):
-    """A slice from a .npy array or an image file: (H, W) uint8."""
+def read_slice(path, session, has_air=False):
+    """A slice from a .npy array or an image file: (H, W) uint8. ``has_air``: others of its series have been found to be
+    Hounsfield units, by :func:`air_in`."""
     if Path(path).suffix == ".npy":
         array = np.load(path, allow_pickle=False)
         if array.dtype == np.uint8:
             return array
-        _check_hounsfield(path, array)
-        return session.gray(array)
+        values = np.asarray(array, dtype=np.float64)
+        is_value = _is_value(values)
+        # Fat is below 0, and stored values or gray never are.
+        if not (air_in([values]) or (has_air and (values < 0).any())):
+            values = values[is_value]
+            if not values.size:
+                raise ValueError(f"{path} has no pixel with a finite value")
+            raise ValueError(
+                f"{path}: values from {values.min():g} to {values.max():g} can't be Hounsfield units: a chest CT has "
+                f"air, below {_AIR[1]:g}; save Hounsfield units (stored values times RescaleSlope, plus "
+                "RescaleIntercept), or gray of the model's window as uint8"
+            )
+        return session.gray(np.where(is_value, values, -1024.0))
     from PIL import Image
 
     with Image.open(path) as image:
@@ -275,19 +291,26 @@ def read_slice(path, session):
         return np.array(image if image.mode == "L" else image.convert("RGB").convert("L"))
 
 
-def _check_hounsfield(path, array):
-    """Refuse what can't be Hounsfield units, by d2_covid's own rule: under the window it would be all white."""
-    values = np.asarray(array, dtype=np.float64)
-    values = values[np.abs(values) < 1e30]  # the largest floats stand for no value
-    if not values.size:
-        raise ValueError(f"{path} has no pixel with a finite value")
-    low, high = _AIR
-    if np.count_nonzero((values > low) & (values < high)) < _LEAST_AIR * values.size:
-        raise ValueError(
-            f"{path}: values from {values.min():g} to {values.max():g} can't be Hounsfield units: a chest CT has air, "
-            f"below {high:g}; save Hounsfield units (stored values times RescaleSlope, plus RescaleIntercept), or gray "
-            "of the model's window as uint8"
-        )
+def air_in(arrays):
+    """Whether float64 arrays can be Hounsfield units, by d2_covid's own rule for a series; else they would be white."""
+    air = total = 0
+    for array in arrays:
+        values = array[_is_value(array)]
+        air += np.count_nonzero((values > _AIR[0]) & (values < _AIR[1]))
+        total += values.size
+    return total > 0 and air >= _LEAST_AIR * total
+
+
+def _arrays(paths):
+    """Of .npy files, those that hold no gray; one that can't be read is told when its turn comes."""
+    for path in paths:
+        if Path(path).suffix == ".npy":
+            try:
+                array = np.load(path, allow_pickle=False)
+                if array.dtype != np.uint8:
+                    yield np.asarray(array, dtype=np.float64)
+            except _UNUSABLE:
+                continue
 
 
 def main():
@@ -308,10 +331,11 @@ def _run(args):
     """Whether every slice could be used."""
     files = _result_files(args.slices)
     session = Session(args.model)
+    has_air = air_in(_arrays(args.slices))
     well = True
     for path, file in zip(args.slices, files):
         try:
-            result = session(read_slice(path, session))
+            result = session(read_slice(path, session, has_air))
             _print(path, result, session.info, args.score)
             if args.output:
                 _save(result, args.output / file)

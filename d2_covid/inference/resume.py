@@ -12,7 +12,7 @@ from .predictions_json import SCHEMA_VERSION
 from .predictor import Predictor
 from .summary_table import SummaryRow
 
-EDITION = 4
+EDITION = 5
 """Raised when the same files, model and options come to other figures: earlier results are then no longer whole."""
 
 

@@ -115,7 +115,7 @@ def _beside_guessing(groups: Sequence[Group]) -> list[str]:
 def _rounded_areas(groups: Sequence[Group]) -> list[str]:
     """Said of records from when scores were in single precision: of two classes, both areas are one number."""
     names = ("image/auc-COVID-19", "image/auc-not_COVID-19")
-    values = [[r["metrics"].get(name, {}).get("value") for name in names] for g in groups for r in g.records]
+    values = [[r.get("metrics", {}).get(name, {}).get("value") for name in names] for g in groups for r in g.records]
     apart = [abs(a - b) for a, b in values if a is not None and b is not None and abs(a - b) > 1e-9]
     if not apart:
         return []

@@ -479,6 +479,23 @@ def test_a_folder_that_all_images_of_both_sets_lie_in_is_no_patient(user_json, c
         check_patient_splits(["own_val"], ["own_again"])
 
 
+def test_folders_of_one_name_are_no_patient_either(user_json, caplog):
+    _of_one_folder(user_json, train=["train/images/1.png"], val=["val/images/2.png"])
+    check_patient_splits(["own_train"], ["own_val"])
+    assert "a folder of one name" in caplog.text and "own_train and own_val (images)" in caplog.text
+
+
+def test_ids_of_other_code_that_are_none_are_shared_by_nobody(caplog):
+    names = ["foreign_train", "foreign_val"]
+    dicts = [{"patient_id": float("nan")}, {"patient_id": None}, {}]
+    for name in names:
+        MetadataCatalog.get(name).set(image_root="x")
+    check_patient_splits(names[:1], names[1:], dict.fromkeys(names, dicts))
+    assert not caplog.records
+    with pytest.raises(UserError, match="Patient 12 in both"):
+        check_patient_splits(names[:1], names[1:], dict(zip(names, ([{"patient_id": 12}], [{"patient_id": 12.0}]))))
+
+
 NO_PATIENT = r" \(from the folder in file_name; give images a patient_id if that is no patient\)"
 
 
@@ -487,6 +504,8 @@ NO_PATIENT = r" \(from the folder in file_name; give images a patient_id if that
     [
         (["p1/1.png", "p2/1.png"], ["p2/2.png"], f"Patient p2{NO_PATIENT} in both"),
         (["p1/1.png", "p2/1.png"], ["p1/2.png", "p2/2.png"], f"Patients p1, p2{NO_PATIENT} in both"),
+        # Not one folder, but one name of several.
+        (["p1/CT/1.png", "p2/CT/1.png"], ["p1/CT/2.png"], f"Patient CT{NO_PATIENT} in both"),
         (["flat/1.png"], ["flat/2.png", "3.png"], f"Patient flat{NO_PATIENT} in both"),
         (["flat/1.png"], [{"file_name": "x/2.png", "patient_id": "flat"}], f"Patient flat{NO_PATIENT} in both"),
         *(

@@ -374,13 +374,21 @@ def test_a_folder_that_all_images_of_two_splits_lie_in_is_no_patient(coco, tmp_p
     found = validate(names)
     assert found.errors == 0 and [entry.patient_id for split in found.splits for entry in split.slices] == ["", ""]
     told = [one.message for one in found.findings.kept("no_patient") if "patients are unknown" in one.message]
-    assert [message.split(": ")[0] for message in told] == names and all("folder JPEGImages" in one for one in told)
+    assert [message.split(": ")[0] for message in told] == names and all(
+        "folder called JPEGImages" in one for one in told
+    )
     assert main(["validate", *names, "--output", str(tmp_path / "out")]) == 0
     assert capsys.readouterr().out.count("1 slice of unknown patients") == 2
     # Their neighbours are looked for then.
     copy = tmp_path / "image/JPEGImages/val.png"
     copy.write_bytes(copy.with_name("train.png").read_bytes())
     assert _found(*names)["near_duplicate"] == 1
+
+
+def test_one_name_of_several_folders_is_a_patient(coco):
+    names = [coco("train", ["p1/CT", "p2/CT"], _tell_no_patient), coco("val", ["p1/CT"], _tell_no_patient)]
+    (one,) = validate(names).findings.kept("patient_in_two_splits")
+    assert one.file == "CT"
 
 
 @pytest.mark.parametrize("val", [["p2", "p3"], ["p2"]])

@@ -276,6 +276,21 @@ def test_what_another_run_computed_meanwhile_is_taken(config, monkeypatch):
     assert (first.calls, second.calls) == (9, 0)
 
 
+def test_runs_of_different_detectors_do_not_wait_for_each_other(config, monkeypatch):
+    locks = []
+
+    @contextmanager
+    def noted(lock, say):
+        locks.append(lock)
+        yield
+
+    monkeypatch.setattr(ranked_cache, "held_in_turn", noted)
+    for opts in ((), ("MODEL.RPN.NMS_THRESH", 0.31)):
+        cfg = config(*opts)
+        cached_task(cfg, task(), model_of(cfg))
+    assert len(set(locks)) == 2
+
+
 def test_a_slice_written_again_in_as_many_bytes_is_computed_again(config, slices, monkeypatch):
     cfg = config()
     monkeypatch.setattr(ranked_cache, "SHARD", 1)

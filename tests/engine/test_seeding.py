@@ -39,6 +39,7 @@ def test_a_seeded_block_leaves_a_gpu_that_nothing_used_alone(monkeypatch):
         raise AssertionError("takes the GPU's memory")
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
     monkeypatch.setattr(torch.cuda, "current_device", start_the_gpu)
     with seeded(7):
         pass

@@ -352,6 +352,17 @@ def test_the_log_names_no_patients_where_there_are_none(register, lesions, caplo
     assert "2 slices, 0 without ground truth" in caplog.text and "2 of 2 slices name no patient" in caplog.text
 
 
+@pytest.mark.parametrize(
+    "names, patients", [(["images/1.png", "images/2.png"], None), (["images/1.png", "b/images/2.png"], 1)]
+)
+def test_the_one_folder_of_all_images_is_no_patient(register, lesions, tmp_path, names, patients):
+    dicts = [lesions.truth(n, [BOX], "images") | {"file_name": name} for n, name in enumerate(names, 1)]
+    name = register(dicts, folder_patients=["images"])
+    run(LesionEvaluator(name, output_dir=tmp_path, bootstrap=10), {1: PERFECT[1]})
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert (found["patients"], found["resampled"]) == (patients, "patients" if patients else "slices")
+
+
 def test_crowd_regions_are_left_out_of_every_figure(lesions):
     dicts = [lesions.truth(1, [BOX], "a"), lesions.truth(2, [BOX], "b"), lesions.truth(3, [BOX], "c")]
     for item in dicts[:2]:

@@ -5,7 +5,7 @@ import hashlib
 import json
 import sys
 
-from d2_covid.data.intensity import LEAST_AIR
+from d2_covid.data.intensity import LEAST_AIR, Unit
 from d2_covid.data.preprocessing import window_to_uint8
 from d2_covid.export import runtime
 
@@ -180,6 +180,36 @@ def test_arrays_with_air_are_hounsfield_units(tmp_path, dtype):
         values.flat[-100:] = np.nan
         np.save(path, values)
         assert runtime.read_slice(path, Windows()).shape == (100, 100)
+
+
+def test_what_is_no_value_is_air(tmp_path):
+    values = np.full((10, 10), 3000.0, np.float32)
+    values[0] = -900
+    values[1, :5] = np.nan, np.inf, -np.inf, np.finfo(np.float32).max, 9.97e36
+    np.save(tmp_path / "slice.npy", values)
+    expected = window_to_uint8(Unit("hounsfield").convert(values), -600, 1500)
+    np.testing.assert_array_equal(runtime.read_slice(tmp_path / "slice.npy", Windows()), expected)
+    assert expected[1].tolist() == [55] * 5 + [255] * 5
+
+
+@pytest.mark.parametrize("air, status", [(True, 0), (False, 2)])
+def test_a_series_may_hold_slices_without_air(tmp_path, monkeypatch, air, status):
+    """As ``d2-covid predict`` judges a series as a whole."""
+    names = [str(tmp_path / f"{number}.npy") for number in range(3)]
+    lung = np.full((100, 100), -850.0) if air else TISSUE
+    fat = TISSUE.copy()
+    fat[:50] = -100
+    for name, values in zip(names, (fat, lung, np.full((4, 4), 7, np.uint8))):
+        np.save(name, values)
+    np.save(tmp_path / "stored.npy", STORED.astype(np.uint16))
+    (tmp_path / "text.npy").write_bytes(b"no array")
+    monkeypatch.setattr(runtime, "Session", FindsNothing)
+    monkeypatch.setattr(FindsNothing, "gray", Windows.gray, raising=False)
+    monkeypatch.setattr(sys, "argv", ["run.py", *names])
+    assert runtime.main() == status
+    for bad in ("text.npy", "stored.npy"):
+        monkeypatch.setattr(sys, "argv", ["run.py", *names, str(tmp_path / bad)])
+        assert runtime.main() == 2
 
 
 def test_gray_of_an_array_is_taken_as_it_is(tmp_path):

@@ -24,9 +24,8 @@ from pathlib import Path
 from typing import Sequence
 
 from d2_covid.cli import run_command
-from d2_covid.data.datasets import register_lesions
 from d2_covid.data.preprocessing import read_slice
-from d2_covid.data.slice_datasets import register_slices_option
+from d2_covid.data.registration import add_registration_options, register_named
 from d2_covid.errors import UserError
 from d2_covid.inference import shipped
 from d2_covid.inference.model_source import choose_device
@@ -52,22 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar=("TEXT", "DATASET"),
         help="measure the stored weights on this data set, which TEXT describes; repeatable",
     )
-    parser.add_argument(
-        "--register-lesions",
-        nargs=3,
-        action="append",
-        default=[],
-        metavar=("NAME", "JSON", "IMAGES"),
-        help="name a COCO json of your own, with images below a folder, for --evaluate; repeatable",
-    )
-    parser.add_argument(
-        "--register-slices",
-        nargs="+",
-        action="append",
-        default=[],
-        metavar=("NAME", "LIST[:SPLIT] IMAGES [CLASS ...]"),
-        help="name a list of slices with their classes, and its images, likewise",
-    )
+    add_registration_options(parser, "--evaluate")
     parser.add_argument(
         "--evaluation",
         nargs=2,
@@ -95,10 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     store = args.store or shipped.store_dir()
     device = choose_device(args.device)
-    for name, json_file, images in args.register_lesions:
-        register_lesions(name, json_file, images)
-    for values in args.register_slices:
-        register_slices_option(values)
+    register_named(args)
     # Figures may turn out to be of other weights, or of no data set: then what shipped before is still there.
     with draft_of(store) as draft:
         model = _ship(args, draft) if args.weights else _revise(args, draft)

@@ -16,8 +16,7 @@ from typing import Sequence
 
 from d2_covid import get_config
 from d2_covid.cli import parse_with_overrides, run_command
-from d2_covid.data.datasets import register_lesions
-from d2_covid.data.slice_datasets import register_slices_option
+from d2_covid.data.registration import add_registration_options, register_named
 from d2_covid.engine.children import end_own
 from d2_covid.engine.run import run_evaluation, run_training
 from d2_covid.engine.schedule import scale_to_processes
@@ -41,23 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
     for action in parser._actions:
         action.help = _HELP.get(action.dest, action.help)
     parser.description = "Train, resume or evaluate a model of d2_covid. Research software: not a medical device."
-    parser.add_argument(
-        "--register-lesions",
-        nargs=3,
-        action="append",
-        default=[],
-        metavar=("NAME", "JSON", "IMAGES"),
-        help="name a COCO json of your own, with images below a folder, for DATASETS.TRAIN or TEST; repeatable",
-    )
-    parser.add_argument(
-        "--register-slices",
-        nargs="+",
-        action="append",
-        default=[],
-        metavar=("NAME", "LIST[:SPLIT] IMAGES [CLASS ...]"),
-        help="name a list of slices with their classes, and its images, likewise; the first class is the one without "
-        "disease",
-    )
+    add_registration_options(parser, "DATASETS.TRAIN or TEST")
     parser.add_argument("--progress", action="store_true", help="show a progress bar, as on a terminal")
     return parser
 
@@ -70,10 +53,7 @@ def work(args: argparse.Namespace) -> int:
 def _work(args: argparse.Namespace) -> None:
     cfg = get_config(args.config_file, args.opts)
     choose_device(cfg, args.opts)
-    for name, json_file, images in args.register_lesions:
-        register_lesions(name, json_file, images)
-    for values in args.register_slices:
-        register_slices_option(values)
+    register_named(args)
     if args.eval_only:
         check_evaluation_keys(cfg)
         results = run_evaluation(cfg, resume=args.resume, command=args.command)

@@ -98,6 +98,9 @@ def add_covid_config(cfg: CfgNode) -> None:
     cfg.TEST.DTYPE = "float32"
     # On a GPU, launch that copy's dense part as one CUDA graph for each shape of a batch.
     cfg.TEST.CUDA_GRAPH = False
+    # What a lesion model's BatchNorm predicts with: the "running" statistics of its training, or each "slice"'s own, as
+    # it trained in batches of one. A checkpoint carries it. "slice" takes the plain model, without TEST.FAST.
+    cfg.TEST.NORM_STATISTICS = "running"
 
     # Detections scoring above this enter the paper's own average precision (paper, section 3).
     cfg.TEST.PAPER_AP_SCORE_THRESH = 0.75

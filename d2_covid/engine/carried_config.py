@@ -27,7 +27,7 @@ _SILENT = (
     *("MODEL.ANCHOR_GENERATOR.OFFSET", "MODEL.RESNETS.STRIDE_IN_1X1"),
     *("MODEL.ROI_BOX_HEAD.POOLER_TYPE", "MODEL.ROI_MASK_HEAD.POOLER_TYPE"),
     *("MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO", "MODEL.ROI_MASK_HEAD.POOLER_SAMPLING_RATIO"),
-    "MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION",
+    *("MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION", "TEST.NORM_STATISTICS"),
 )
 # Of a classifier's own checkpoint: which detections its module S learned from, and how they were repeated where they
 # are too few. A detector alone may give it others.

@@ -17,7 +17,8 @@ from detectron2.utils.events import EventStorage
 from torch.nn.parallel import DistributedDataParallel
 
 from ..errors import UserError
-from .inference_model import inference_model
+from ..modeling.slice_norm import with_slice_statistics
+from .inference_model import by_slice_statistics, inference_model
 from .loader import Batches, eval_batches, eval_share
 from .seeding import derive_seed, seeded
 from .tasks import Task
@@ -58,13 +59,15 @@ def flat_numbers(results: dict[str, Any]) -> dict[str, float]:
 def validation_losses(cfg: CfgNode, task: Task, model: torch.nn.Module, seed: int) -> dict[str, float]:
     """The mean of each training loss over the samples of ``DATASETS.TEST``, as a learner would see it.
 
-    Nothing of the model changes, BatchNorm normalises with its running statistics, and the RoIs that enter the loss are
-    drawn from ``seed``: the number repeats. Training's own random numbers stay untouched.
+    Nothing of the model changes, BatchNorm normalises as ``TEST.NORM_STATISTICS`` says, and the RoIs that enter the
+    loss are drawn from ``seed``: the number repeats. Training's own random numbers stay untouched.
 
     Returns:
         ``{"val/total_loss": ..., "val/loss_mask": ...}``; the same on every process.
     """
     model = unwrapped(model)
+    if by_slice_statistics(cfg):
+        model = with_slice_statistics(model)
     sums: dict[str, float] = {}
     count = 0
     # Heads log counts of their RoIs while they train; those of validation go into a storage of their own.

@@ -9,11 +9,15 @@ from detectron2.modeling import GeneralizedRCNN
 
 from ..errors import UserError, check_choice
 from ..modeling.fast import for_inference
+from ..modeling.slice_norm import with_slice_statistics
 
 logger = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 """Values of ``TEST.DTYPE``."""
+
+NORM_STATISTICS = ("running", "slice")
+"""Values of ``TEST.NORM_STATISTICS``."""
 
 _BF16_FLAGS = {"amx_bf16", "avx512_bf16", "bf16"}
 
@@ -23,12 +27,46 @@ def inference_model(cfg: CfgNode, model: torch.nn.Module) -> torch.nn.Module:
     ``GeneralizedRCNN``, ``model`` itself as it is.
 
     Raises:
-        UserError: ``TEST.DTYPE`` is unknown, not for this device, or not for the plain model.
+        UserError: as :func:`check_inference`, or the model has no BatchNorm for ``TEST.NORM_STATISTICS slice``.
     """
     dtype = inference_dtype(cfg)
-    if not cfg.TEST.FAST or not isinstance(model, GeneralizedRCNN):
+    if not isinstance(model, GeneralizedRCNN):
+        return model
+    if by_slice_statistics(cfg):
+        return with_slice_statistics(model).eval()
+    if not cfg.TEST.FAST:
         return model
     return for_inference(model, dtype=dtype, cuda_graph=cfg.TEST.CUDA_GRAPH)
+
+
+def check_inference(cfg: CfgNode) -> None:
+    """Refuse keys of ``TEST`` by which no model predicts.
+
+    Raises:
+        UserError: as :func:`inference_dtype` and :func:`by_slice_statistics`.
+    """
+    inference_dtype(cfg)
+    by_slice_statistics(cfg)
+
+
+def by_slice_statistics(cfg: CfgNode) -> bool:
+    """Whether ``TEST.NORM_STATISTICS`` asks for each slice's own.
+
+    Raises:
+        UserError: its value is unknown, or not for this model or ``TEST.DTYPE``.
+    """
+    name = cfg.TEST.NORM_STATISTICS
+    check_choice("TEST.NORM_STATISTICS", name, NORM_STATISTICS)
+    if name == "running":
+        return False
+    if cfg.MODEL.META_ARCHITECTURE == "CovidCTMaskNet":
+        raise UserError(
+            "TEST.NORM_STATISTICS slice is for lesion models: a classifier learns with running statistics; leave it "
+            "running."
+        )
+    if cfg.TEST.DTYPE != "float32":
+        raise UserError(f"TEST.NORM_STATISTICS slice computes in float32, and TEST.DTYPE is {cfg.TEST.DTYPE}.")
+    return True
 
 
 def inference_dtype(cfg: CfgNode) -> torch.dtype:

@@ -15,7 +15,7 @@ from .checkpoint import CheckpointFolder
 from .cores import limit_threads
 from .evaluation import evaluate, flat_numbers
 from .folder_lock import held
-from .inference_model import inference_dtype
+from .inference_model import check_inference
 from .run_record import describe_data, device_name, finite, now, versions
 from .setup import build_for_device, log_device, start_log
 from .tasks import task_of
@@ -67,7 +67,7 @@ def run_evaluation(cfg: CfgNode, *, resume: bool = False, command: Sequence[str]
     cfg.DATASETS.TRAIN = ()
     task = task_of(cfg)
     task.check_datasets(cfg)
-    inference_dtype(cfg)  # what is wrong with it is said before the weights are read
+    check_inference(cfg)  # what is wrong with it is said before the weights are read
     start_log(cfg.OUTPUT_DIR)
     limit_threads()
     log_device(cfg)

@@ -1,5 +1,6 @@
 """Where a run starts: afresh, or from its last checkpoint."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +9,13 @@ from detectron2.config import CfgNode
 from detectron2.utils import comm
 
 from ..errors import UserError
+from ..modeling.slice_norm import trains_batch_norm
 from .carried_config import check_carried_classes
 from .checkpoint import CheckpointFolder, check_facts
 from .seeding import draw_seed
 from .weights import load_state
+
+logger = logging.getLogger(__name__)
 
 
 def refuse_other_run(folder: CheckpointFolder) -> None:
@@ -69,3 +73,18 @@ def seed_of_run(cfg: CfgNode, checkpoint: dict[str, Any] | None, record: dict[st
     if cfg.SEED >= 0:
         return cfg.SEED
     return record["seed"] if record else draw_seed()
+
+
+def warn_of_batches_of_one(cfg: CfgNode, model: torch.nn.Module) -> None:
+    """Warn where BatchNorm trains on one slice at a time, but will predict with running statistics.
+
+    Args:
+        model: a detector in training mode.
+    """
+    alone = cfg.SOLVER.IMS_PER_BATCH == comm.get_world_size()
+    if alone and cfg.TEST.NORM_STATISTICS == "running" and trains_batch_norm(model):
+        logger.warning(
+            "SOLVER.IMS_PER_BATCH leaves each process one slice at a time: BatchNorm trains with each slice's own "
+            "statistics, predicts with running ones, and may predict far worse for it. Batches of 4 avoid that; "
+            "TEST.NORM_STATISTICS slice evaluates and predicts as it trained."
+        )

@@ -20,14 +20,14 @@ from .carried_config import carried_facts, warn_of_silent_differences
 from .checkpoint import FINAL, CheckpointFolder, model_facts, periodic_name, read_checkpoint
 from .evaluation import evaluate, flat_numbers, share_statistics, unwrapped, validation_losses
 from .hooks import Evaluate, ProgressBar, SaveCheckpoint, WriteMetrics, best_metric
-from .inference_model import has_bfloat16, inference_dtype
+from .inference_model import check_inference, has_bfloat16
 from .loader import train_batches
 from .optimizer import MixedPrecision, build_lr_scheduler, build_optimizer, check_same_optimizer, load_optimizer
 from .run_record import RunRecord, check_same_run, read_record
 from .schedule import resolve_schedule, scale_to_processes
 from .seeding import derive_seed, seed_everything
 from .setup import build_for_device
-from .start import load_run, refuse_other_run, seed_of_run, start_of_run
+from .start import load_run, refuse_other_run, seed_of_run, start_of_run, warn_of_batches_of_one
 from .stopping import StopOnSignal
 from .tasks import task_of
 from .training_step import training_step
@@ -68,7 +68,7 @@ class Trainer(TrainerBase):
             raise UserError("The config names no dataset to train on; set DATASETS.TRAIN.")
         self.task.check_datasets(cfg)
         if cfg.DATASETS.TEST:
-            inference_dtype(cfg)  # what is wrong with it is said before hours of training
+            check_inference(cfg)  # what is wrong with it is said before hours of training
         dicts = self.task.train_dicts(cfg)
         self.cfg = cfg = resolve_schedule(cfg, len(dicts))
 
@@ -105,6 +105,7 @@ class Trainer(TrainerBase):
         progress = sys.stderr.isatty() if progress is None else progress
         self.task = self.task.prepared(cfg, self.task, model, progress and comm.is_main_process())
         model.train()
+        warn_of_batches_of_one(cfg, model)
         devices = {} if device.type == "cuda" else {"device_ids": None}
         self.model = create_ddp_model(model, broadcast_buffers=False, **devices)
 

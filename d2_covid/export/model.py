@@ -14,6 +14,7 @@ from detectron2.modeling import GeneralizedRCNN
 
 from ..data.files import atomic_write
 from ..data.preprocessing import resize_transform
+from ..engine.inference_model import by_slice_statistics
 from ..engine.run_record import finite
 from ..engine.setup import build_described
 from ..engine.weights import load_weights
@@ -113,10 +114,15 @@ def export_model(model: GeneralizedRCNN, source: ModelSource, options: ExportOpt
         model: of ``source``, as :func:`plain_model` builds it.
 
     Raises:
-        UserError: it has weights that are not finite, a part that can't be exported, a size it can't have, or a package
-            is missing.
+        UserError: it predicts with each slice's own statistics, has weights that are not finite, a part that can't be
+            exported, or a size it can't have; or a package is missing.
     """
     require_format(options.kind)
+    if by_slice_statistics(source.cfg):
+        raise UserError(
+            f"{source.weights} predicts with each slice's own statistics (TEST.NORM_STATISTICS slice), and an exported "
+            "model has BatchNorm's running ones in its convolutions: d2-covid predict runs it."
+        )
     _require_finite(model, source.weights)
     size = _network_size(source.cfg, options.slice_size)
     if size is None and len(model.proposal_generator.in_features) > 1:

@@ -9,7 +9,7 @@ from detectron2.config import CfgNode
 from detectron2.structures import Instances
 
 from ..data.preprocessing import network_input, read_slice
-from ..engine.inference_model import inference_dtype, inference_model
+from ..engine.inference_model import check_inference, inference_model
 from ..engine.setup import build_described
 from ..engine.weights import load_weights
 from ..errors import UserError
@@ -26,7 +26,7 @@ def load_model(cfg: CfgNode) -> torch.nn.Module:
     """
     if not cfg.MODEL.WEIGHTS:
         raise UserError("A model that predicts needs its weights: give MODEL.WEIGHTS the path of a checkpoint.")
-    inference_dtype(cfg)  # what is wrong with it is said before the weights are read
+    check_inference(cfg)  # what is wrong with it is said before the weights are read
     model = build_described(cfg)
     load_weights(model, cfg, complete=True)
     return inference_model(cfg, model.eval())

@@ -53,6 +53,9 @@ LESION_NOTES = """\
 - **Chosen on this split.** The tuned recipe's values were chosen by their figures on these validation slices, so its
   figures are optimistic. The paper's recipe was not. Every figure is of the model at the end of its training, never
   of the best one on the way.
+- **Batches of one.** The paper's recipe trains on one slice at a time. BatchNorm then learns with that slice's own
+  statistics, and these rows predict with running ones, as is usual. By `TEST.NORM_STATISTICS slice` they would find
+  several times as much; [GETTING_STARTED.md](GETTING_STARTED.md#the-papers-recipe-and-the-tuned-one) has the figures.
 - **Patients.** `radiopaedia` 1 and 4 and `coronacases` 6 and 7 validate, the others train. `radiopaedia` 2 and 3 are
   two reconstructions of one scan: what counts as 9 patients to train on is 8 people. No patient is on both sides.
 - **Seconds.** *Steps* is the training alone, summed up from the log (the median of every 20 iterations); *all* is from

@@ -64,6 +64,15 @@ def test_validation_loss_normalises_with_the_running_statistics(tiny, model):
     assert validation_losses(cfg, task_of(cfg), model, seed=3) != before
 
 
+def test_validation_loss_normalises_with_a_slices_own_statistics_where_asked(tiny, model):
+    cfg = tiny("TEST.NORM_STATISTICS", "slice")
+    before = validation_losses(cfg, task_of(cfg), model, seed=3)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_var.mul_(4.0)
+    assert validation_losses(cfg, task_of(cfg), model, seed=3) == before
+
+
 def test_validation_losses_are_means_over_the_slices_of_all_sets(tiny, model):
     names = ("engine_test", "engine_train")  # three slices, and six
     cfg = tiny("DATASETS.TEST", names)

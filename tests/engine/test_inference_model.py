@@ -4,7 +4,7 @@ import logging
 
 from d2_covid.engine import evaluation
 from d2_covid.engine import inference_model as module
-from d2_covid.engine.inference_model import inference_dtype, inference_model
+from d2_covid.engine.inference_model import check_inference, inference_dtype, inference_model
 from d2_covid.engine.tasks import task_of
 from d2_covid.errors import UserError
 from d2_covid.modeling.fast import FastRCNN
@@ -12,6 +12,8 @@ from d2_covid.modeling.fast import FastRCNN
 import pytest
 import torch
 from detectron2.modeling import build_model
+
+SLICE = ("TEST.NORM_STATISTICS", "slice")
 
 
 def test_the_fast_copy_is_the_default(tiny):
@@ -70,11 +72,14 @@ def test_a_system_that_says_nothing_of_its_processor(monkeypatch):
         (("TEST.DTYPE", "float64"), "TEST.DTYPE must be one of float32, bfloat16, float16"),
         (("TEST.DTYPE", "float16"), "for a GPU"),
         (("TEST.DTYPE", "bfloat16", "TEST.FAST", False), "TEST.FAST True"),
+        (("TEST.NORM_STATISTICS", "batch"), "TEST.NORM_STATISTICS must be one of running, slice"),
+        ((*SLICE, "TEST.DTYPE", "bfloat16"), "computes in float32, and TEST.DTYPE is bfloat16"),
+        ((*SLICE, "MODEL.META_ARCHITECTURE", "CovidCTMaskNet"), "a classifier learns with running statistics"),
     ],
 )
-def test_types_that_are_refused(opts, message, tiny):
+def test_keys_that_are_refused(opts, message, tiny):
     with pytest.raises(UserError, match=message) as error:
-        inference_model(tiny(*opts), torch.nn.Identity())
+        check_inference(tiny(*opts))
     assert "\n" not in str(error.value)
 
 
@@ -96,3 +101,17 @@ def test_evaluation_is_the_same_either_way_and_leaves_the_model_alone(tiny, refe
     assert used == [FastRCNN, type(model)]
     assert results[0] == pytest.approx(results[1], abs=1e-3, nan_ok=True)
     assert any(value > 0 for value in results[0].values())
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_each_slice_by_its_own_statistics(tiny, reference_weights, fast):
+    """Whatever the running ones are."""
+    cfg = tiny(*SLICE, "TEST.FAST", fast, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0)
+    found = []
+    for factor in (1.0, 9.0):
+        model = build_model(cfg)
+        state = {k: v * factor if k.endswith("running_var") else v for k, v in reference_weights.items()}
+        model.load_state_dict(state)
+        found.append(evaluation.flat_numbers(evaluation.evaluate(cfg, task_of(cfg), model, final=False)))
+    assert found[0] == pytest.approx(found[1], nan_ok=True)
+    assert any(value > 0 for value in found[0].values())

@@ -138,6 +138,15 @@ def test_weights_that_are_not_finite_are_refused(run, lesion_weights, tmp_path, 
     assert err.count("\n") == 1 and not (tmp_path / "out").exists()
 
 
+def test_weights_that_predict_with_each_slices_own_statistics_are_refused(run, lesion_weights, tmp_path):
+    checkpoint = torch.load(lesion_weights, weights_only=True)
+    checkpoint["d2_covid"]["config"]["TEST"]["NORM_STATISTICS"] = "slice"
+    torch.save(checkpoint, tmp_path / "own.pth")
+    status, _, err = run("--format", "pt2", "--weights", tmp_path / "own.pth")
+    assert status == 2 and err.startswith(f"error: {tmp_path / 'own.pth'} predicts with each slice's own statistics")
+    assert err.count("\n") == 1 and not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [

@@ -40,6 +40,12 @@ _BFLOAT16 = ("SOLVER.AMP.ENABLED", "True")
 _AS_TUNED = ("SOLVER.EPOCHS", "9", "SOLVER.CHECKPOINT_EPOCHS", "1.0")
 # The learning rate grows with the batch, as Detectron2 advises: 8 slices, 8 times the paper's.
 _PAPER_BATCH_8 = ("SOLVER.IMS_PER_BATCH", "8", "SOLVER.BASE_LR", "0.00008")
+# A model of the paper's can't start from other anchors.
+_PAPER_ANCHORS = (
+    *("MODEL.ANCHOR_GENERATOR.SIZES", "[[2, 4, 8, 16, 32]]"),
+    *("MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS", "[[0.1, 0.25, 0.5, 1.0, 1.5, 2.0]]"),
+)
+_PHANTOM_RECIPES = {"phantom": (), "phantom_paper": _PAPER_ANCHORS}
 _PAPER_CLASSIFIER = (
     *("MODEL.CLASSIFIER.TRAIN_NORM", "True", "SOLVER.OPTIMIZER", "Adam", "SOLVER.BASE_LR", "0.00001"),
     *("SOLVER.WEIGHT_DECAY", "0.001", "SOLVER.WEIGHT_DECAY_NORM", "0.001", "SOLVER.IMS_PER_BATCH", "8"),
@@ -126,22 +132,30 @@ def phantom_row(model: str, recipe: str = "phantom") -> Row:
     """The training on phantoms that the other rows of this model may start from: the quick config's, in bfloat16.
 
     Args:
-        recipe: its name, where it was made with overrides (:func:`changed`), which are not in the row.
+        recipe: ``phantom``, ``phantom_paper`` (with the paper's anchors), or the name of one that was made with
+            overrides (:func:`changed`), which are not in the row.
     """
     config = f"configs/quick/mask_rcnn_{MODELS[model]}_phantom.yaml"
-    return Row(recipe, model, "scratch", PHANTOM_SEED, "lesion", config, _BFLOAT16, data=())
+    opts = (*_BFLOAT16, *_PHANTOM_RECIPES.get(recipe, ()))
+    return Row(recipe, model, "scratch", PHANTOM_SEED, "lesion", config, opts, data=())
 
 
-def _lesion_rows(recipe: str, configs: str, starts: Sequence[str], opts: Sequence[str]) -> list[Row]:
+def _lesion_rows(
+    recipe: str, configs: str, starts: Sequence[str], opts: Sequence[str], phantoms: str = "phantom"
+) -> list[Row]:
     rows = []
     for seed in SEEDS:  # a seed of every model first: where time is short, that says more than three of one
         for model, leaf in MODELS.items():
             for start in starts:
-                needs = phantom_row(model).name if start == "phantoms" else None
+                needs = phantom_row(model, phantoms).name if start == "phantoms" else None
                 weights = final_weights(needs) if needs else ""
                 config = f"{configs}/mask_rcnn_{leaf}.yaml"
                 rows.append(Row(recipe, model, start, seed, "lesion", config, tuple(opts), _LESIONS, weights, needs))
     return rows
+
+
+def _paper_rows(recipe: str, opts: Sequence[str]) -> list[Row]:
+    return _lesion_rows(recipe, "configs/segmentation", ("phantoms", "scratch"), opts, "phantom_paper")
 
 
 def _rows_on_from_tuned() -> list[Row]:
@@ -155,18 +169,15 @@ def _rows_on_from_tuned() -> list[Row]:
 
 GRIDS: dict[str, Callable[[], list[Row]]] = {
     "phantom": lambda: [phantom_row(model) for model in MODELS],
+    "phantom_paper": lambda: [phantom_row(model, "phantom_paper") for model in MODELS],
     "tuned": lambda: _lesion_rows("tuned", "configs/segmentation/tuned", ("phantoms", "scratch"), ()),
     "tuned_3x": lambda: _lesion_rows("tuned_3x", "configs/segmentation/tuned", ("phantoms",), _THREE_TIMES),
     "tuned_512": _rows_on_from_tuned,
     "tuned_long": lambda: _lesion_rows("tuned_long", "configs/segmentation/tuned", ("phantoms",), _LONG),
-    "paper": lambda: _lesion_rows("paper", "configs/segmentation", ("scratch",), _FEWER_CHECKPOINTS),
-    "paper_bf16": lambda: _lesion_rows(
-        "paper_bf16", "configs/segmentation", ("scratch",), (*_BFLOAT16, *_FEWER_CHECKPOINTS)
-    ),
-    "paper_9": lambda: _lesion_rows("paper_9", "configs/segmentation", ("scratch",), _AS_TUNED),
-    "paper_batch8": lambda: _lesion_rows(
-        "paper_batch8", "configs/segmentation", ("scratch",), (*_PAPER_BATCH_8, *_FEWER_CHECKPOINTS)
-    ),
+    "paper": lambda: _paper_rows("paper", _FEWER_CHECKPOINTS),
+    "paper_bf16": lambda: _paper_rows("paper_bf16", (*_BFLOAT16, *_FEWER_CHECKPOINTS)),
+    "paper_9": lambda: _paper_rows("paper_9", _AS_TUNED),
+    "paper_batch8": lambda: _paper_rows("paper_batch8", (*_PAPER_BATCH_8, *_FEWER_CHECKPOINTS)),
 }
 """Grids of lesion models by name; those of classifiers need detectors (:func:`classifier_rows`)."""
 

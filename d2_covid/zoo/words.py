@@ -14,7 +14,7 @@ RECIPES = {
     "tuned_512": "goes on from `tuned` (from phantoms, the same seed) with 8 passes at 512 pixels; its seconds come on "
     "top of that row's",
     "tuned_long": "the tuned recipe, longer and larger, for a GPU",
-    "paper": "the paper's, as published: 100 passes, one slice at a time, learning rate 0.00001, from scratch",
+    "paper": "the paper's, as published: 100 passes, one slice at a time, learning rate 0.00001",
     "paper_bf16": "the paper's whole recipe, its forward and backward passes in bfloat16: on a CPU that has it, little "
     "more than half the time",
     "paper_9": "the first 9 of the paper's 100 passes, as many as `tuned` has, at the paper's 512 pixels",
@@ -84,7 +84,8 @@ the expected one, by 10 bins: how far the scores are from the shares that are ri
 """
 
 PHANTOM_HEAD = """\
-The models that the rows *from phantoms* start from. Phantoms are generated pictures, no scans of people.
+The models that the rows *from phantoms* start from; those of the paper's recipe need its anchors (`phantom_paper`).
+Phantoms are generated pictures, no scans of people.
 """
 
 PEER_HEAD = """\

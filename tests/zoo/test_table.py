@@ -63,12 +63,13 @@ def test_variants_stand_behind_their_recipe_with_their_values(record):
 def test_an_empty_row_leads_to_the_same_training_in_bfloat16(record):
     page = lesion_part(zoo_page([record("paper_bf16", opts=["SOLVER.AMP.ENABLED", "True"])]))
     there = cells(page, "`paper_bf16`", "R18-T1")
-    assert cells(page, "`paper`", "R18-T1")[5] == f"0; in bfloat16: row {there[0]}"
-    assert cells(page, "`paper`", "R34-T2")[5] == "0"
+    assert cells(page, "`paper`", "scratch", "R18-T1")[5] == f"0; in bfloat16: row {there[0]}"
+    assert cells(page, "`paper`", "scratch", "R34-T2")[5] == "0"
+    assert cells(page, "`paper`", "phantoms", "R18-T1")[5] == "0"
     unfinished = record("paper_bf16", opts=["SOLVER.AMP.ENABLED", "True"], status="not finished: x")
-    assert cells(lesion_part(zoo_page([unfinished])), "`paper`", "R18-T1")[5] == "0"
+    assert cells(lesion_part(zoo_page([unfinished])), "`paper`", "scratch", "R18-T1")[5] == "0"
     both = lesion_part(zoo_page([record("paper"), record("paper_bf16", opts=["SOLVER.AMP.ENABLED", "True"])]))
-    assert cells(both, "`paper`", "R18-T1")[5] == "1"
+    assert cells(both, "`paper`", "scratch", "R18-T1")[5] == "1"
 
 
 def test_one_recipe_is_one_way_to_train(record):

@@ -119,12 +119,12 @@ def config_from_facts(facts: Mapping[str, Any], source: str | Path) -> CfgNode |
 
 def silent_differences(cfg: CfgNode, facts: Mapping[str, Any]) -> list[str]:
     """Keys in which ``cfg`` differs from the config that a checkpoint carries, of those that no error would tell:
-    ``"INPUT.MIN_SIZE_TEST 512, trained with 256"``."""
+    ``"INPUT.MIN_SIZE_TEST 512, theirs is 256"``."""
     own, trained = plain_config(cfg), facts.get("config") or {}
     classify = all(_value(config, "MODEL.META_ARCHITECTURE") == "CovidCTMaskNet" for config in (own, trained))
     keys = (*_SILENT, *_SILENT_OF_CLASSIFIER) if classify else _SILENT
     pairs = ((key, _value(own, key), _value(trained, key)) for key in keys)
-    return [f"{key} {mine}, trained with {its}" for key, mine, its in pairs if its is not None and its != mine]
+    return [f"{key} {mine}, theirs is {its}" for key, mine, its in pairs if its is not None and its != mine]
 
 
 def warn_of_silent_differences(cfg: CfgNode, facts: Mapping[str, Any]) -> None:

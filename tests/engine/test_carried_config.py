@@ -107,7 +107,7 @@ def test_what_no_error_would_tell_is_told(key, value):
     for leaf in (lesion, CLASSIFIER):
         facts = carried_facts(get_config(leaf))
         (told,) = silent_differences(get_config(leaf, [key, value]), facts)
-        assert told.startswith(f"{key} {value}, trained with ")
+        assert told.startswith(f"{key} {value}, theirs is ")
     section, part, *rest = key.split(".")
     del facts["config"][section][part]  # as an older checkpoint, which has no such key
     assert silent_differences(get_config(leaf, [key, value]), facts) == []

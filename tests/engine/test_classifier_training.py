@@ -285,7 +285,7 @@ def test_a_detector_of_another_config_is_told_of(config, tmp_path, caplog):
     Trainer(config("MODEL.WEIGHTS", path))
     assert "the config differs" not in caplog.text
     Trainer(config("MODEL.WEIGHTS", path, "MODEL.ROI_BOX_HEAD.POOLER_TYPE", "ROIAlign"))
-    assert "POOLER_TYPE ROIAlign, trained with ROIAlignV2" in caplog.text
+    assert "POOLER_TYPE ROIAlign, theirs is ROIAlignV2" in caplog.text
 
 
 def test_patients_of_no_slice_are_refused_before_the_training(config, detector):

@@ -179,7 +179,7 @@ def test_an_evaluation_with_another_config_than_the_weights_is_told_of(tiny, tmp
     cfg.INPUT.MIN_SIZE_TEST, cfg.MODEL.ANCHOR_GENERATOR.SIZES = 128, [[2, 4]]
     run_evaluation(cfg)
     told = [r.message for r in caplog.records if "the config differs from the weights' own" in r.message]
-    assert len(told) == 2 and "INPUT.MIN_SIZE_TEST 128, trained with 64" in told[1]
+    assert len(told) == 2 and "INPUT.MIN_SIZE_TEST 128, theirs is 64" in told[1]
 
 
 def test_a_lesion_training_goes_on_at_another_size_without_a_warning(tiny, reference, caplog):

@@ -303,7 +303,7 @@ def test_a_config_that_differs_in_silence_is_told(make_weights):
     assert silent_differences(cfg, facts) == []
     cfg.INPUT.MIN_SIZE_TEST = 512
     (warning,) = resolve_model(cfg, weights, "cpu").warnings
-    assert "INPUT.MIN_SIZE_TEST 512, trained with 64" in warning
+    assert "INPUT.MIN_SIZE_TEST 512, theirs is 64" in warning
 
 
 def test_weights_of_another_model_are_refused_in_a_sentence(lesion_weights, classifier_weights):

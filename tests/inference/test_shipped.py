@@ -64,7 +64,7 @@ def test_a_config_beside_shipped_weights_keeps_its_meaning(ships):
     cfg = resolve_model(weights="tiny_lesion", device="cpu").cfg
     cfg.INPUT.MIN_SIZE_TEST = 96
     source = resolve_model(cfg, "tiny_lesion", "cpu")
-    assert source.card.name == "tiny_lesion" and "INPUT.MIN_SIZE_TEST 96, trained with 64" in source.warnings[0]
+    assert source.card.name == "tiny_lesion" and "INPUT.MIN_SIZE_TEST 96, theirs is 64" in source.warnings[0]
 
 
 def test_a_file_goes_before_a_name(ships, tmp_path, monkeypatch):

@@ -23,8 +23,9 @@ _BF16_FLAGS = {"amx_bf16", "avx512_bf16", "bf16"}
 
 
 def inference_model(cfg: CfgNode, model: torch.nn.Module) -> torch.nn.Module:
-    """A copy of ``model`` for prediction, in inference mode; with ``TEST.FAST`` False, or if it is no
-    ``GeneralizedRCNN``, ``model`` itself as it is.
+    """A copy of ``model`` for prediction, in inference mode: the fast one or, with ``TEST.NORM_STATISTICS slice``, a
+    plain one that normalises by each slice's own. With ``TEST.FAST`` False, or if it is no ``GeneralizedRCNN``,
+    ``model`` itself as it is.
 
     Raises:
         UserError: as :func:`check_inference`, or the model has no BatchNorm for ``TEST.NORM_STATISTICS slice``.
